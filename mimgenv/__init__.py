@@ -1,0 +1,52 @@
+"""mimgenv: the Gymnasium environment for vision agents that must look at several images.
+
+    >>> import gymnasium as gym, mimgenv
+    >>> env = gym.make("MultiImageQA-v0")
+
+Importing it registers the ids below. Names are exported lazily, so that the import is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+import gymnasium as gym
+
+_GROUNDING: Final = ("locate", "referring", "static_difference", "odd_one_out", "group_grounding")
+_QA: Final = ("odd_one_out_qa", "counting")
+_TINY: Final = {"world": "tiny", "instructions": "none", "max_pixels": 84 * 84, "max_tokens": 64, "max_images": 6}
+
+ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
+    "MultiImageQA-v0": {},
+    "MultiImageGrounding-v0": {"tasks": _GROUNDING},
+    "MultiImageTiny-v0": {**_TINY, "max_turns": 2, "tools": ()},
+    "MultiImageTinyZoom-v0": {**_TINY, "tasks": ("referring",), "difficulty": 4, "max_turns": 2, "tools": ("zoom",)},
+}
+"""Every id, with what it sets; any argument may be given anew to `gym.make`."""
+
+_EXPORTS: Final = {
+    "Codec": "mimgenv.codec",
+    "Grounding": "mimgenv.types",
+    "MultiImageEnv": "mimgenv.env",
+    "REWARDS": "mimgenv.rewards",
+    "Task": "mimgenv.types",
+    "TextActions": "mimgenv.wrappers",
+    "TextAnswer": "mimgenv.types",
+    "Tool": "mimgenv.tools",
+    "default_codec": "mimgenv.codec",
+    "load_task": "mimgenv.tasks.registry",
+    "siblings": "mimgenv.tasks.siblings",
+}
+
+__all__ = ["ENVIRONMENTS", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'mimgenv' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+for _id, _arguments in ENVIRONMENTS.items():
+    gym.register(_id, entry_point="mimgenv.env:MultiImageEnv", kwargs=_arguments)

@@ -1,0 +1,289 @@
+"""The environment: one multi-image task per episode, played in turns of token ids.
+
+Owns the episode: what is shown, what a turn does, when it ends and what is paid. What a task is lies in tasks/ and
+datasets/, what a turn means in parsing.py and tools.py, what it is worth in rewards.py. Knows no models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from mimgenv.codec import Codec, default_codec
+from mimgenv.errors import ConfigurationError, TaskError, TurnError
+from mimgenv.geometry import BOX_FRAMES, View, area, smart_resize
+from mimgenv.parsing import ToolCall, parse_grounding, parse_text_answer, parse_turn
+from mimgenv.prompts import INSTRUCTIONS, first_text, image_line
+from mimgenv.rewards import REWARDS, Outcome, Reward, reward_parts, succeeded, total_reward
+from mimgenv.spaces import ImageSpace, TokenTurn, UnicodeText
+from mimgenv.tasks.registry import load_task, open_source
+from mimgenv.tasks.source import TaskSource
+from mimgenv.tools import TOOLS, Tool, ToolContext, call_tool, resize
+from mimgenv.types import Answer, Grounding, Image, Observation, Task, TextAnswer
+
+logger = logging.getLogger(__name__)
+
+STOPS: Final = ("answered", "void", "turn_limit", "token_limit", "image_limit", "env_error")
+"""Why an episode ended, in order of precedence."""
+
+CHARACTERS_PER_TOKEN: Final = 4
+"""What a turn given as text is charged, since it is not tokenized."""
+
+MAX_SIDE: Final = 4096
+MAX_TEXT: Final = 16_384
+
+Actions: TypeAlias = Sequence[int] | npt.NDArray[np.int64] | str
+
+
+class MultiImageEnv(gym.Env[Observation, Actions]):
+    """Multi-image question answering and grounding.
+
+    Description:
+        An episode shows several images and a question. The agent thinks, may call visual tools that hand it new
+        images, and answers with text or with a box in one of the images.
+
+    Observation:
+        `{"images": tuple of (H, W, 3) uint8, "text": str}`: what is new this turn. `text` holds one `<image>` marker
+        per image, in order, labelled `Image-1: <image>`; numbering goes on over the episode.
+
+    Action:
+        The token ids of one turn, decoded by the codec: `<think>…</think>`, then one
+        `<tool_call>{"name": …, "arguments": {…}}</tool_call>` or `<answer>…</answer>`. A grounding answer is
+        `{"image": k, "label": …, "bbox_2d": [x1, y1, x2, y2]}`. A `str` is handed to the parser as it is.
+        A bad turn gets a coded error, whose text is the next observation; it counts, and the episode goes on.
+
+    Reward:
+        Paid at the end: the weighted sum of the named parts of the preset. `grounding`: IoU (0 on a wrong image) or
+        exact match, plus 0.5 if every turn was well formed and the last one answered.
+
+    Episode end:
+        `terminated` on an answer that parses, `truncated` on a budget. `info["stop"]` is one of `STOPS`.
+
+    Info:
+        `reward_parts` (dict), `error` (code or None), `stop` (None until the end), `task_id`, `task_type`,
+        `budget` (turns, tokens and images left); at the end `success` (bool).
+
+    Arguments:
+        source: None for rendered tasks, or such as `odinw:/path/to/folder`.
+        tasks: Task types to serve; None for the id's own.
+        difficulty: 1 to 5; None for the ordinary range. Rendered tasks only.
+        split: `train`, `val` or `test`: disjoint ranges of seeds. Rendered tasks only.
+        codec: Between ids and text; None for the small tokenizer that ships with the package.
+        box_frame: How boxes are written; a key of `mimgenv.geometry.BOX_FRAMES`.
+        tools: Names in `mimgenv.tools.TOOLS`, or instances of `Tool`.
+        reward: A preset in `mimgenv.rewards.REWARDS`, or a mapping of your own.
+        instructions: `full`, `brief` or `none`.
+        max_turns, max_tokens, max_images: Budgets of an episode: turns, tokens over all turns, images in all.
+        world: Of rendered tasks: `tabletop` or `tiny`.
+        max_pixels: An image with more pixels is shown smaller, sides in multiples of 28; the original stays behind
+            it for the zoom tool.
+
+    Versions:
+        v0: first.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
+
+    def __init__(
+        self,
+        source: str | TaskSource | None = None,
+        tasks: Sequence[str] | None = None,
+        difficulty: int | None = None,
+        split: str = "train",
+        codec: Codec | None = None,
+        box_frame: str = "pixel",
+        tools: Sequence[str | Tool] = tuple(TOOLS),
+        reward: str | Reward = "grounding",
+        instructions: str = "full",
+        max_turns: int = 6,
+        max_tokens: int = 4096,
+        max_images: int = 12,
+        world: str = "tabletop",
+        max_pixels: int = 448 * 448,
+        render_mode: str | None = None,
+    ) -> None:
+        for what, value, table in (
+            ("box_frame", box_frame, BOX_FRAMES),
+            ("instructions", instructions, INSTRUCTIONS),
+            ("reward", reward if isinstance(reward, str) else "grounding", REWARDS),
+        ):
+            if value not in table:
+                raise ConfigurationError(f"{what} {value!r} is not one of {list(table)}")
+        if min(max_turns, max_tokens, max_images) < 1 or max_pixels < 28 * 28:
+            raise ConfigurationError(f"budgets {max_turns}, {max_tokens}, {max_images}, {max_pixels} are too small")
+        self.source = open_source(source, world, tasks, split, difficulty)
+        self.codec = codec or default_codec()
+        self.box_frame, self.instructions, self.render_mode = box_frame, instructions, render_mode
+        self.tools = _tool_table(tools)
+        self.reward: Reward = REWARDS[reward] if isinstance(reward, str) else reward
+        self.max_turns, self.max_tokens, self.max_images = max_turns, max_tokens, max_images
+        self.max_pixels = max_pixels
+        self.observation_space = spaces.Dict(
+            {"images": spaces.Sequence(ImageSpace(MAX_SIDE)), "text": UnicodeText(MAX_TEXT)}
+        )
+        self.action_space = TokenTurn(self.codec.vocab_size, max_tokens)
+        self._task: Task | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts the episode of a seed; without one, of a seed drawn from `np_random`.
+
+        Args:
+            seed: Which task. Seeds 0 … N-1 of a finite source visit each of its N tasks once.
+            options: `{"task_id": id}` plays that task instead.
+
+        Raises:
+            TaskError: If the task does not exist or has more images than `max_images`.
+        """
+        super().reset(seed=seed)
+        if options and "task_id" in options:
+            task = load_task(options["task_id"])
+        else:
+            task = self.source.task(int(self.np_random.integers(2**31)) if seed is None else seed)
+        if len(task.images) > self.max_images:
+            raise TaskError(f"{task.task_id} has {len(task.images)} images, max_images is {self.max_images}")
+        self._task = task
+        self._views = [self._show(image, number) for number, image in enumerate(task.images, 1)]
+        self._turns = self._tokens = self._tool_images = 0
+        self._valid, self._answer, self._stop = True, None, None
+        text = first_text(task, self.instructions, self.tools, self.box_frame)
+        return {"images": tuple(view.pixels.copy() for view in self._views), "text": text}, self._info(None)
+
+    def step(self, action: Actions) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Plays one turn. Nothing an agent can send makes it raise.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If no episode is under way.
+        """
+        if self._task is None or self._stop is not None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        new_view, error = self._play(self._task, action)
+        self._valid &= error is None
+        self._stop = self._stop or self._why_stopped(error)
+        done = self._stop is not None
+        observation = self._reply(new_view if not done else None, error)
+        info = self._info(error)
+        reward = total_reward(self.reward, info["reward_parts"]) if done else 0.0
+        return observation, reward, self._stop == "answered", done and self._stop != "answered", info
+
+    def render(self) -> Image | None:  # type: ignore[override]
+        """All images of the episode so far, side by side, (H, W, 3) uint8; None without a render mode."""
+        if self.render_mode is None or self._task is None:
+            return None
+        height = max(view.size[1] for view in self._views)
+        padded = [np.pad(v.pixels, ((0, height - v.size[1]), (0, 4), (0, 0)), constant_values=255) for v in self._views]
+        return np.concatenate(padded, axis=1)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All images of the episode so far, Image-1 first, with the region of the original that each shows."""
+        return tuple(self._views)
+
+    @property
+    def prediction(self) -> Answer | None:
+        """The answer of the episode, mapped to the original image; None until it is given."""
+        return self._answer
+
+    def _show(self, original: Image, number: int) -> View:
+        height, width = original.shape[:2]
+        region = (0.0, 0.0, float(width), float(height))
+        if height * width <= self.max_pixels:
+            return View(original, number, region)
+        rows, columns = smart_resize(height, width, min_pixels=28 * 28, max_pixels=self.max_pixels)
+        return View(resize(original, columns, rows), number, region)
+
+    def _play(self, task: Task, action: Actions) -> tuple[View | None, TurnError | None]:
+        """Carries out a turn: a new view, or an answer kept in `_answer`, or an error."""
+        self._turns += 1
+        try:
+            turn = parse_turn(self._text_of(action))
+            if isinstance(turn, ToolCall):
+                return self._call(task, turn), None
+            self._answer = self._read_answer(task, turn.text)
+            return None, None
+        except TurnError as error:
+            return None, error
+
+    def _text_of(self, action: Actions) -> str:
+        left = self.max_tokens - self._tokens
+        length = -(-len(action) // CHARACTERS_PER_TOKEN) if isinstance(action, str) else len(action)
+        self._tokens += min(length, left)
+        if length > left:
+            raise TurnError("too_long", f"{left} tokens were left.")
+        return action if isinstance(action, str) else self.codec.decode_turn([int(index) for index in action])
+
+    def _call(self, task: Task, call: ToolCall) -> View | None:
+        context = ToolContext(self._views, task.images, self.box_frame)
+        if len(self._views) >= self.max_images:  # checked as far as can be without making the image
+            self._stop = self._why_stopped(None) or "image_limit"
+            return None
+        try:
+            return call_tool(self.tools, context, call.name, dict(call.arguments))
+        except TurnError:
+            raise
+        except Exception:  # a tool is users' code: its crash ends this episode, not the run
+            logger.exception("tool %s failed", call.name)
+            self._stop = "env_error"
+            return None
+
+    def _read_answer(self, task: Task, text: str) -> Answer:
+        if isinstance(task.truth, TextAnswer):
+            return TextAnswer(parse_text_answer(text))
+        written = parse_grounding(text)
+        number = written.image if written.image is not None else task.named_image
+        if number is None:
+            raise TurnError("bad_answer", 'Name the image: "image".')
+        view = ToolContext(self._views, task.images, self.box_frame).view(number)
+        box = view.clip(written.box, self.box_frame)
+        if area(box) <= 0:
+            raise TurnError("bad_box")
+        return Grounding(view.image, written.label, view.to_original(box, self.box_frame))
+
+    def _why_stopped(self, error: TurnError | None) -> str | None:
+        if self._answer is not None:
+            return "answered"
+        out_of_turns, out_of_tokens = self._turns >= self.max_turns, self._tokens >= self.max_tokens
+        if error is not None and (out_of_turns or out_of_tokens):
+            return "void"
+        return "turn_limit" if out_of_turns else "token_limit" if out_of_tokens else None
+
+    def _reply(self, new_view: View | None, error: TurnError | None) -> Observation:
+        if new_view is not None:
+            self._views.append(new_view)
+            self._tool_images += 1
+            return {"images": (new_view.pixels.copy(),), "text": image_line(len(self._views))}
+        return {"images": (), "text": error.text if error is not None and self._stop is None else ""}
+
+    def _info(self, error: TurnError | None) -> dict[str, Any]:
+        task = self._task
+        assert task is not None
+        budget = {
+            "turns": self.max_turns - self._turns,
+            "tokens": self.max_tokens - self._tokens,
+            "images": self.max_images - len(self._views),
+        }
+        info: dict[str, Any] = {"error": error.code if error else None, "stop": self._stop, "budget": budget}
+        info |= {"task_id": task.task_id, "task_type": task.task_type}
+        outcome = Outcome(task.truth, self._answer, self._valid, self._tool_images)
+        parts = reward_parts(self.reward, outcome)
+        if self._stop is None:
+            return info | {"reward_parts": dict.fromkeys(parts, 0.0)}
+        return info | {"reward_parts": parts, "success": succeeded(outcome)}
+
+
+def _tool_table(tools: Sequence[str | Tool]) -> dict[str, Tool]:
+    table: dict[str, Tool] = {}
+    for tool in tools:
+        if isinstance(tool, str):
+            if tool not in TOOLS:
+                raise ConfigurationError(f"tool {tool!r} is not one of {list(TOOLS)}")
+            tool = TOOLS[tool]()
+        table[tool.name] = tool
+    return table

@@ -1,0 +1,269 @@
+"""The table-top world: its vocabulary, how many things, and where they stand so that each can be seen well.
+
+Implements `World` (scene.py). Owns the placement; what it looks like is in render.py. Placing never draws: it compares
+the boxes of upright cylinders that hold a thing of any shape, so a thing may later change its kind and still be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mimgenv.errors import TaskError
+from mimgenv.geometry import area, intersection
+from mimgenv.scenes.backdrop import backdrop
+from mimgenv.scenes.camera import Camera, Rays
+from mimgenv.scenes.render import MATERIALS, PALETTE, draw
+from mimgenv.scenes.scene import Frame, Kind, Scene, Thing
+from mimgenv.scenes.shapes import MISS, SOLIDS, Cylinder, Solid
+from mimgenv.types import Box
+
+COUNTS: Final[dict[int | None, tuple[int, int]]] = {
+    1: (2, 3),
+    2: (3, 4),
+    3: (4, 5),
+    4: (5, 6),
+    5: (6, 8),
+    None: (3, 6),
+}
+"""Least and most things in a scene, by difficulty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How things are placed.
+
+    Attributes:
+        sizes: Least and greatest diameter in world units.
+        overlap: Greatest share of a thing's box that the boxes of nearer things may cover.
+        spread: Half a side of the square of table that is used, in world units.
+    """
+
+    sizes: tuple[float, float]
+    overlap: float
+    spread: float
+
+
+LAYOUTS: Final[dict[int, Layout]] = {
+    1: Layout((1.3, 1.7), 0.0, 2.8),
+    2: Layout((1.2, 1.65), 0.15, 2.6),
+    3: Layout((1.1, 1.6), 0.30, 2.4),
+    4: Layout((1.0, 1.5), 0.45, 2.2),
+    5: Layout((0.95, 1.4), 0.60, 2.0),
+}
+"""Harder scenes have smaller things, closer together, that hide each other more."""
+
+MARGIN: Final = 5 / 224
+"""Least distance from the edge of the picture, in picture sides."""
+LEAST: Final = 26 / 224
+"""Least side of the box that holds a thing of any shape, in picture sides; the thing itself fills 2/3 of it or more."""
+SEEN: Final = 14 / 224
+"""Least side of what is seen of a thing, in picture sides."""
+VISIBLE: Final = 0.56
+"""Least visibility of a thing."""
+
+_GAP: Final = 0.12  # Least free floor between two things.
+_TRIES: Final = 60  # Places tried for one thing.
+_ROUNDS: Final = 40  # Layouts tried for one scene; each is a little smaller than the one before.
+_SHRINK: Final = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A thing and how it is seen.
+
+    Attributes:
+        thing: Where it stands.
+        box: Pixels that hold a thing of any shape there.
+        depth: Power of the camera's foot with respect to the thing's circle. Of two circles apart from each other the
+            one of less power comes first along every ray that meets both.
+    """
+
+    thing: Thing
+    box: Box
+    depth: float
+
+
+class Tabletop:
+    """A table seen from above and aside, with solids of eight colours and two materials on it.
+
+    Args:
+        side: Width and height of its pictures in pixels.
+
+    Raises:
+        ValueError: If `side` is below 112: things would be too small to tell apart.
+    """
+
+    def __init__(self, side: int = 224) -> None:
+        if side < 112:
+            raise ValueError(f"a table-top picture has sides of 112 pixels or more, not {side}")
+        self._side = side
+        self._kinds = tuple(Kind(*parts) for parts in product(SOLIDS, PALETTE, MATERIALS))
+
+    @property
+    def name(self) -> str:
+        """As in task ids."""
+        return "tabletop"
+
+    @property
+    def side(self) -> int:
+        """Width and height of its pictures in pixels."""
+        return self._side
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Every shape in every colour and material."""
+        return self._kinds
+
+    def counts(self, difficulty: int | None) -> tuple[int, int]:
+        """Least and most things in a scene; None mixes all difficulties."""
+        return COUNTS[difficulty]
+
+    def sample_kinds(self, rng: np.random.Generator, count: int) -> tuple[Kind, ...]:
+        """Distinct kinds: no colour twice up to 8, no shape and colour twice up to 32.
+
+        Raises:
+            TaskError: If there are fewer than `count` kinds.
+        """
+        if count > len(self._kinds):
+            raise TaskError(f"{count} distinct kinds wanted, the table-top has {len(self._kinds)}")
+        shapes, colours = rng.permutation(list(SOLIDS)), rng.permutation(list(PALETTE))
+        pairs = len(shapes) * len(colours)
+        coins = rng.integers(len(MATERIALS), size=pairs)
+        return tuple(
+            Kind(
+                # Colours go round; each time round they meet the next shape.
+                str(shapes[(i + i // len(colours)) % len(shapes)]),
+                str(colours[i % len(colours)]),
+                MATERIALS[(coins[i % pairs] + i // pairs) % len(MATERIALS)],
+            )
+            for i in range(count)
+        )
+
+    def arrange(
+        self, rng: np.random.Generator, kinds: tuple[Kind, ...], difficulty: int | None, first_identity: int = 0
+    ) -> Scene:
+        """Places one thing per kind so that `sees_well` holds, whatever the kinds; identities count up.
+
+        Raises:
+            TaskError: If there are more things than the table has room for.
+        """
+        level = int(rng.integers(1, len(LAYOUTS) + 1)) if difficulty is None else difficulty
+        layout, shrink = LAYOUTS[level], 1.0
+        for _ in range(_ROUNDS):
+            seed = int(rng.integers(1 << 31))
+            things = self._place(rng, kinds, seed, layout, shrink, first_identity)
+            if things is not None:
+                return Scene(things, seed)
+            shrink *= _SHRINK
+        raise TaskError(f"no room on the table for {len(kinds)} things at difficulty {difficulty}")
+
+    def sees_well(self, scene: Scene) -> bool:
+        """Whether every thing is inside the picture, large enough and hidden by less than half, whatever its kind.
+
+        True of every arranged scene. To see the same things from elsewhere, look for a backdrop of which it is true.
+        """
+        camera = backdrop(scene.backdrop, self._side).camera
+        placed = [_seen_from(camera, thing) for thing in scene.things]
+        inside = all(_inside(one.box, self._side) for one in placed)
+        apart = all(_apart(one.thing, placed[:i]) for i, one in enumerate(placed))
+        return inside and apart and _clear(camera, placed, max(layout.overlap for layout in LAYOUTS.values()))
+
+    def render(self, scene: Scene) -> Frame:
+        """Draws a scene: a pure function of it."""
+        return draw(scene, self._side)
+
+    def _place(
+        self, rng: np.random.Generator, kinds: tuple[Kind, ...], seed: int, layout: Layout, shrink: float, first: int
+    ) -> tuple[Thing, ...] | None:
+        """One attempt at a scene; None where a thing found no place."""
+        camera = backdrop(seed, self._side).camera
+        placed: list[Placed] = []
+        for identity, kind in enumerate(kinds, first):
+            for _ in range(_TRIES):
+                thing = _draw_thing(rng, kind, layout, shrink, identity)
+                if _apart(thing, placed):
+                    one = _seen_from(camera, thing)
+                    if _inside(one.box, self._side) and _clear(camera, [*placed, one], layout.overlap):
+                        placed.append(one)
+                        break
+            else:
+                return None
+        return tuple(one.thing for one in placed)
+
+
+def _draw_thing(rng: np.random.Generator, kind: Kind, layout: Layout, shrink: float, identity: int) -> Thing:
+    """A thing anywhere in the square around the used part of the table."""
+    x, y, size, turn = (float(part) for part in rng.random(4))
+    low, high = layout.sizes
+    position = (2 * x - 1) * layout.spread, (2 * y - 1) * layout.spread
+    return Thing(identity, kind, position, shrink * (low + (high - low) * size), turn * math.pi / 2)
+
+
+def _seen_from(camera: Camera, thing: Thing) -> Placed:
+    (x, y), radius = thing.position, thing.size / 2
+    east, north = x - camera.origin[0], y - camera.origin[1]
+    box = camera.extent((((x, y, 0.0), radius), ((x, y, thing.size), radius)))
+    return Placed(thing, box, east * east + north * north - radius * radius)
+
+
+def _inside(box: Box, side: int) -> bool:
+    """Whether a box is large enough and clear of the picture's edge."""
+    margin, least = MARGIN * side, LEAST * side
+    large = box[2] - box[0] >= least and box[3] - box[1] >= least
+    return large and min(box[0], box[1]) >= margin and max(box[2], box[3]) <= side - margin
+
+
+def _apart(thing: Thing, placed: list[Placed]) -> bool:
+    """Whether a thing stands clear of the placed ones."""
+    for other in placed:
+        east, north = thing.position[0] - other.thing.position[0], thing.position[1] - other.thing.position[1]
+        gap = (thing.size + other.thing.size) / 2 + _GAP
+        if east * east + north * north < gap * gap:
+            return False
+    return True
+
+
+def _clear(camera: Camera, placed: list[Placed], overlap: float) -> bool:
+    """Whether every thing can be seen well behind the nearer ones; `overlap` is that of `Layout`."""
+    for one in placed:
+        before = [other for other in placed if other.depth < one.depth and area(intersection(one.box, other.box)) > 0]
+        covered = sum(area(intersection(one.box, other.box)) for other in before)
+        if covered > overlap * area(one.box) or (before and not _seen_behind(camera, one, before)):
+            return False
+    return True
+
+
+def _seen_behind(camera: Camera, one: Placed, before: list[Placed]) -> bool:
+    """Whether enough of a thing of any shape is seen behind nearer ones of any shape.
+
+    Follows the very rays the renderer will, so what holds here holds in the picture.
+    """
+    left, top, right, bottom = (int(edge) for edge in one.box)
+    xs, ys = np.arange(left, right + 1, dtype=np.float32), np.arange(top, bottom + 1, dtype=np.float32)
+    rays = camera.rays(xs[None, :] + 0.5, ys[:, None] + 0.5)
+    hidden = np.zeros(rays[0].shape, np.bool_)
+    for other in before:
+        hidden |= _meets(camera, other.thing, Cylinder(other.thing.size / 2, other.thing.size), rays)
+    for solid in SOLIDS.values():
+        whole = _meets(camera, one.thing, solid(one.thing.size, one.thing.turn), rays)
+        seen = whole & ~hidden
+        if np.count_nonzero(seen) < VISIBLE * np.count_nonzero(whole) or _least_side(seen) < SEEN * camera.side:
+            return False
+    return True
+
+
+def _meets(camera: Camera, thing: Thing, solid: Solid, rays: Rays) -> npt.NDArray[np.bool_]:
+    """Which rays meet a solid that stands where a thing does."""
+    (x, y), (east, north, up) = thing.position, camera.origin
+    return solid.hit((east - x, north - y, up), rays).distance < MISS
+
+
+def _least_side(mask: npt.NDArray[np.bool_]) -> int:
+    """The smaller side of a mask's extent, in pixels."""
+    return min((int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 if mask.any() else 0) for axis in (0, 1))
