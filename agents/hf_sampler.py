@@ -108,8 +108,18 @@ def _draw(qwen: QwenVL, hidden: Tensor, temperature: float, generator: torch.Gen
     if temperature == 0:
         token = distribution.argmax(-1)
     else:
-        token = torch.multinomial(distribution.exp(), 1, generator=generator)[:, 0]
+        token = _sample(distribution.exp(), generator)
     return token, distribution.gather(1, token[:, None])[:, 0]
+
+
+def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One index per row (B, V) -> (B,), by inverting the cumulative distribution: several times faster on a CPU than
+    `torch.multinomial`. A token of probability 0 is never drawn."""
+    cumulative = probabilities.cumsum(-1)
+    uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(
+        max=probabilities.shape[-1] - 1
+    )
 
 
 def _cut(ids: list[list[int]], logprobs: list[list[float]], ends: tuple[int, ...]) -> list[Action]:

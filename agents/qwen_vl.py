@@ -8,6 +8,7 @@ bookkeeping is hidden state that goes stale between calls.
 from __future__ import annotations
 
 import hashlib
+import json
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -291,3 +292,21 @@ def _pixel_bounds(path: str) -> tuple[int, int, list[float], list[float]]:
     processor = Qwen2VLImageProcessorPil.from_pretrained(path)
     size = processor.size
     return size["shortest_edge"], size["longest_edge"], list(processor.image_mean), list(processor.image_std)
+
+
+def save_qwen_vl(qwen: QwenVL, path: str) -> None:
+    """Writes a directory that `load_qwen_vl`, transformers and vLLM load."""
+    qwen.model.save_pretrained(path)
+    qwen.tokenizer.save_pretrained(path)
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "min_pixels": qwen.min_pixels,
+        "max_pixels": qwen.max_pixels,
+        "patch_size": qwen.patch,
+        "temporal_patch_size": qwen.frames,
+        "merge_size": qwen.merge,
+        "image_mean": [float(value) for value in qwen.mean],
+        "image_std": [float(value) for value in qwen.std],
+    }
+    Path(path, "preprocessor_config.json").write_text(json.dumps(processor, indent=1))

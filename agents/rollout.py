@@ -50,12 +50,10 @@ def _step(episode: _Episode, action: Action) -> None:
         episode.finished = Trajectory(*task, turns, *result)
 
 
-def make_envs(env: str | EnvFactory, count: int, codec: Any = None, **arguments: Any) -> list[gym.Env[Any, Any]]:
-    """`count` environments of an id (built with `codec`, without Gymnasium's passive checks) or from a factory."""
+def make_envs(env: str | EnvFactory, count: int, **arguments: Any) -> list[gym.Env[Any, Any]]:
+    """`count` environments, of an id (without Gymnasium's passive checks) or from a factory."""
     if not isinstance(env, str):
         return [env() for _ in range(count)]
-    if codec is not None:
-        arguments["codec"] = codec
     return [gym.make(env, disable_env_checker=True, **arguments) for _ in range(count)]
 
 
@@ -79,7 +77,8 @@ def run_episodes(
         **arguments: For `gym.make`.
     """
     if isinstance(env, str) or callable(env):
-        envs = make_envs(env, min(parallel, len(starts)), codec_of(agent), **arguments)
+        codec = codec_of(agent)
+        envs = make_envs(env, min(parallel, len(starts)), **({"codec": codec} if codec else {}) | arguments)
     else:
         envs = list(env)
     finished: dict[int, Trajectory] = {}

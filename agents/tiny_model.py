@@ -93,24 +93,3 @@ def _configuration(tokenizer: Any) -> dict[str, Any]:
         "vision_end_token_id": index("<|vision_end|>"),
     }
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **special}
-
-
-def save_qwen_vl(qwen: QwenVL, path: str) -> None:
-    """Writes a directory that `load_qwen_vl`, transformers and vLLM load."""
-    import json
-    from pathlib import Path
-
-    qwen.model.save_pretrained(path)
-    qwen.tokenizer.save_pretrained(path)
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": qwen.min_pixels,
-        "max_pixels": qwen.max_pixels,
-        "patch_size": qwen.patch,
-        "temporal_patch_size": qwen.frames,
-        "merge_size": qwen.merge,
-        "image_mean": [float(value) for value in qwen.mean],
-        "image_std": [float(value) for value in qwen.std],
-    }
-    Path(path, "preprocessor_config.json").write_text(json.dumps(processor, indent=1))

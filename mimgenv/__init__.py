@@ -13,13 +13,11 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-_GROUNDING: Final = ("locate", "referring", "static_difference", "odd_one_out", "group_grounding")
-_QA: Final = ("odd_one_out_qa", "counting")
 _TINY: Final = {"world": "tiny", "instructions": "none", "max_pixels": 84 * 84, "max_tokens": 64, "max_images": 6}
 
 ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
     "MultiImageQA-v0": {},
-    "MultiImageGrounding-v0": {"tasks": _GROUNDING},
+    "MultiImageGrounding-v0": {"tasks": "grounding"},
     "MultiImageTiny-v0": {**_TINY, "max_turns": 2, "tools": ()},
     "MultiImageTinyZoom-v0": {**_TINY, "tasks": ("referring",), "difficulty": 4, "max_turns": 2, "tools": ("zoom",)},
 }

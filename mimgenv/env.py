@@ -71,7 +71,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
 
     Arguments:
         source: None for rendered tasks, or such as `odinw:/path/to/folder`.
-        tasks: Task types to serve; None for the id's own.
+        tasks: Task types to serve, or a group of them: `grounding` or `qa`; None for all.
         difficulty: 1 to 5; None for the ordinary range. Rendered tasks only.
         split: `train`, `val` or `test`: disjoint ranges of seeds. Rendered tasks only.
         codec: Between ids and text; None for the small tokenizer that ships with the package.
@@ -93,7 +93,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
     def __init__(
         self,
         source: str | TaskSource | None = None,
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
         difficulty: int | None = None,
         split: str = "train",
         codec: Codec | None = None,

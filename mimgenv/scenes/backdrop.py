@@ -188,7 +188,8 @@ def stage(seed: int, side: int) -> Stage:
 
 def _pool(x: Plane, y: Plane, gap: Plane) -> Plane:
     """Falling light away from the middle of the table, and darkness in the corner by the wall."""
-    return (1 - 0.45 / (1 + 4 * abs(gap))) / (1 + 0.008 * (x * x + y * y))
+    light: Plane = (1 - 0.45 / (1 + 4 * abs(gap))) / (1 + 0.008 * (x * x + y * y))
+    return light
 
 
 def _wall_share(camera: Camera, wall: Wall, rays: Rays) -> tuple[Plane, Plane]:
@@ -226,7 +227,8 @@ def _planks(u: Plane, v: Plane, pitch: float, blur: Plane) -> Plane:
 def _noise(u: Plane, v: Plane) -> Plane:
     """Smooth noise in [0, 1], with a period of eight world units."""
     row, column = (np.floor(axis * _TEXELS).astype(np.int32) & (_TILE - 1) for axis in (v, u))
-    return _tile()[row * _TILE + column]
+    tone: Plane = _tile()[row * _TILE + column]
+    return tone
 
 
 @cache
@@ -241,7 +243,7 @@ def _tile() -> Plane:
         knots = _hashed(cells)
         rows = knots[cell] * (1 - part[:, None]) + knots[(cell + 1) % cells] * part[:, None]
         total += weight * (rows[:, cell] * (1 - part) + rows[:, (cell + 1) % cells] * part)
-    flat = np.clip(1.6 * total - 0.3, 0, 1).reshape(-1)
+    flat: Plane = np.clip(1.6 * total - 0.3, 0, 1).reshape(-1)
     flat.flags.writeable = False
     return flat
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from mimgenv.types import Box
 Vector: TypeAlias = tuple[float, float, float]
 """x, y, z in world units; z is up and the floor is z = 0."""
 
-Plane: TypeAlias = npt.NDArray[np.float32]
-"""One float32 number per ray, of any shape."""
+Plane: TypeAlias = npt.NDArray[Any]
+"""One float32 number per ray, of any shape. (Numpy's type stubs wrongly make float32 times float a float64.)"""
 
 Rays: TypeAlias = tuple[Plane, Plane, Plane]
 """x, y and z of one direction per ray; not of unit length."""
@@ -76,7 +76,7 @@ class Camera:
         return middle + scale * u, middle + scale * v
 
     def rays(self, xs: Plane, ys: Plane) -> Rays:
-        """Directions through picture coordinates `xs`, `ys` in pixels (a pixel's middle is at a half), of their shape."""
+        """Directions through picture coordinates `xs`, `ys`, in pixels: a pixel's middle is at a half."""
         u, v = (xs - self.side / 2) * (1 / self.focal), (ys - self.side / 2) * (1 / self.focal)
         x, y, z = (
             (forward + u * right + v * down).astype(np.float32)
@@ -99,6 +99,11 @@ class Camera:
                 ys.append(scale * (v + radius * (a * sx + b * sy)))
         middle = self.side / 2
         return middle + min(xs), middle + min(ys), middle + max(xs), middle + max(ys)
+
+    def standing(self, position: tuple[float, float], size: float) -> Box:
+        """A box in pixels that holds whatever is inside an upright cylinder of diameter and height `size`."""
+        (x, y), radius = position, size / 2
+        return self.extent((((x, y, 0.0), radius), ((x, y, size), radius)))
 
     def _seen_from(self, point: Vector) -> Vector:
         """A point in the camera's own axes: right, down and forward of it."""

@@ -86,9 +86,9 @@ def draw(scene: Scene, side: int) -> Frame:
     bodies = [_body(thing, scenery) for thing in scene.things]
     colour = _shaded_floor(bodies, scenery, empty)
     codes = np.zeros((side, side), np.int16)
-    edges_over = tuple(plane.copy() for plane in colour)
+    bare = [plane.copy() for plane in colour]
     amodal = _paint(bodies, scenery, empty.rays, colour, codes)
-    _smooth(bodies, scenery, edges_over, colour, codes)
+    _smooth(bodies, scenery, bare, colour, codes)
     instances = codes // _FACES
     seen = [_seen(instances[body.window] == number, body.window) for number, body in enumerate(bodies, 1)]
     visibility = tuple(count / total if total else 0.0 for (_, count), total in zip(seen, amodal, strict=True))
@@ -96,9 +96,8 @@ def draw(scene: Scene, side: int) -> Frame:
 
 
 def _body(thing: Thing, scenery: Backdrop) -> Body:
-    (x, y), radius = thing.position, thing.size / 2
-    extent = scenery.camera.extent((((x, y, 0.0), radius), ((x, y, thing.size), radius)))
-    return Body(thing, SOLIDS[thing.kind.shape](thing.size, thing.turn), _window(extent, scenery.camera.side))
+    window = _window(scenery.camera.standing(thing.position, thing.size), scenery.camera.side)
+    return Body(thing, SOLIDS[thing.kind.shape](thing.size, thing.turn), window)
 
 
 def _window(extent: Box, side: int) -> Window:
@@ -132,10 +131,10 @@ def _shadow_extent(thing: Thing, scenery: Backdrop) -> Box:
 def _paint(bodies: Sequence[Body], scenery: Backdrop, rays: Rays, colour: Sequence[Plane], codes: Codes) -> list[int]:
     """Draws each thing where it is nearest, one ray a pixel, and counts the pixels it would have if it were alone."""
     depth, amodal = np.full(codes.size, MISS), []
-    inks, numbers, flat_rays = [plane.reshape(-1) for plane in colour], codes.reshape(-1), _at(rays, slice(None))
+    inks, numbers = [plane.reshape(-1) for plane in colour], codes.reshape(-1)
     for number, body in enumerate(bodies, 1):
         at = _pixels(body.window, scenery.camera.side)
-        hit, met = _cast(body, bodies, scenery, _at(flat_rays, at), at, depth, inks)
+        hit, met = _cast(body, bodies, scenery, _at(rays, at), at, depth, inks)
         numbers[at[met]] = number * _FACES + hit.face[met]
         amodal.append(int(np.count_nonzero(hit.distance < MISS)))
     return amodal
@@ -149,7 +148,10 @@ def _smooth(
     inks = [np.tile(plane[rows, columns], len(_OFFSETS)) for plane in floor]
     depth = np.full(inks[0].size, MISS)
     offsets = np.array(_OFFSETS, np.float32)[:, :, None] + 0.5
-    xs, ys = (columns.astype(np.float32) + offsets[:, 0]).reshape(-1), (rows.astype(np.float32) + offsets[:, 1]).reshape(-1)
+    xs, ys = (
+        (columns.astype(np.float32) + offsets[:, 0]).reshape(-1),
+        (rows.astype(np.float32) + offsets[:, 1]).reshape(-1),
+    )
     for body in bodies:
         down, across = body.window
         near = (rows >= down.start) & (rows < down.stop) & (columns >= across.start) & (columns < across.stop)
@@ -184,8 +186,8 @@ def _cast(
         What the rays meet, and which of them are now drawn.
     """
     hit = body.hit(scenery.camera.origin, rays)
-    met = np.flatnonzero(hit.distance < depth[at])
-    where, distance = at[met], hit.distance[met]
+    met = np.flatnonzero(hit.distance < depth.take(at))
+    where, distance = at.take(met), hit.distance.take(met)
     depth[where] = distance
     shade = _shade(body, bodies, scenery, distance, _at(rays, met), _at(hit.normal, met))
     for ink, part in zip(inks, shade, strict=True):
@@ -193,8 +195,9 @@ def _cast(
     return hit, met
 
 
-def _at(rays: Rays, where: Indices | slice) -> Rays:
-    return rays[0].reshape(-1)[where], rays[1].reshape(-1)[where], rays[2].reshape(-1)[where]
+def _at(rays: Rays, where: Indices) -> Rays:
+    """Some of the rays, counted as if flattened."""
+    return rays[0].take(where), rays[1].take(where), rays[2].take(where)
 
 
 def _pixels(window: Window, side: int) -> Indices:
@@ -285,6 +288,7 @@ def _may_shade(one: Thing, other: Thing, slant: tuple[float, float]) -> bool:
 
 
 def _power(value: Plane, squarings: int) -> Plane:
+    """Two to the power of `squarings` is the exponent: no call of pow, whose last bit differs between processors."""
     for _ in range(squarings):
         value = value * value
     return value

@@ -77,7 +77,8 @@ class Sphere:
         length = math.sqrt(slant[0] * slant[0] + slant[1] * slant[1] + 1)
         along = (x * slant[0] + y * slant[1] + self.radius) * (1 / length)
         across = x * x + y * y + self.radius * self.radius - along * along
-        return np.sqrt(np.maximum(across, 0)) - self.radius
+        distance: Plane = np.sqrt(np.maximum(across, 0)) - self.radius
+        return distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class Cylinder:
         east, north = slant[0] * self.height, slant[1] * self.height
         share = np.clip((x * east + y * north) * (1 / max(east * east + north * north, 1e-9)), 0, 1)
         x, y = x - share * east, y - share * north
-        return np.sqrt(x * x + y * y) - self.radius
+        distance: Plane = np.sqrt(x * x + y * y) - self.radius
+        return distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,8 @@ class Cone:
         reach = math.sqrt(east * east + north * north)
         disc = np.sqrt(x * x + y * y) - self.radius
         if reach <= self.radius:
-            return disc
+            distance: Plane = disc
+            return distance
         across, along = abs(x * north - y * east) * (1 / reach), (x * east + y * north) * (1 / reach)
         sine = self.radius / reach
         cosine = math.sqrt(1 - sine * sine)

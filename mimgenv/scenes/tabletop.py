@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.errors import TaskError
+from mimgenv.errors import ConfigurationError, TaskError
 from mimgenv.geometry import area, intersection
 from mimgenv.scenes.backdrop import backdrop
 from mimgenv.scenes.camera import Camera, Rays
@@ -53,8 +53,8 @@ LAYOUTS: Final[dict[int, Layout]] = {
     1: Layout((1.3, 1.7), 0.0, 2.8),
     2: Layout((1.2, 1.65), 0.15, 2.6),
     3: Layout((1.1, 1.6), 0.30, 2.4),
-    4: Layout((1.0, 1.5), 0.45, 2.2),
-    5: Layout((0.95, 1.4), 0.60, 2.0),
+    4: Layout((1.0, 1.5), 0.45, 2.3),
+    5: Layout((0.95, 1.4), 0.55, 2.2),
 }
 """Harder scenes have smaller things, closer together, that hide each other more."""
 
@@ -96,12 +96,12 @@ class Tabletop:
         side: Width and height of its pictures in pixels.
 
     Raises:
-        ValueError: If `side` is below 112: things would be too small to tell apart.
+        ConfigurationError: If `side` is below 112: things would be too small to tell apart.
     """
 
     def __init__(self, side: int = 224) -> None:
         if side < 112:
-            raise ValueError(f"a table-top picture has sides of 112 pixels or more, not {side}")
+            raise ConfigurationError(f"a table-top picture has sides of 112 pixels or more, not {side}")
         self._side = side
         self._kinds = tuple(Kind(*parts) for parts in product(SOLIDS, PALETTE, MATERIALS))
 
@@ -120,8 +120,19 @@ class Tabletop:
         """Every shape in every colour and material."""
         return self._kinds
 
+    @property
+    def common_colours(self) -> tuple[str, ...]:
+        """Every colour: all things of a scene may share any."""
+        return tuple(PALETTE)
+
     def counts(self, difficulty: int | None) -> tuple[int, int]:
-        """Least and most things in a scene; None mixes all difficulties."""
+        """Least and most things in a scene at a difficulty of 1 to 5; None is the ordinary range, 3 to 6.
+
+        Raises:
+            ConfigurationError: If there is no such difficulty.
+        """
+        if difficulty not in COUNTS:
+            raise ConfigurationError(f"difficulty {difficulty} is not one of {[d for d in COUNTS if d]} or None")
         return COUNTS[difficulty]
 
     def sample_kinds(self, rng: np.random.Generator, count: int) -> tuple[Kind, ...]:
@@ -151,10 +162,11 @@ class Tabletop:
         """Places one thing per kind so that `sees_well` holds, whatever the kinds; identities count up.
 
         Raises:
+            ConfigurationError: If there is no such difficulty.
             TaskError: If there are more things than the table has room for.
         """
-        level = int(rng.integers(1, len(LAYOUTS) + 1)) if difficulty is None else difficulty
-        layout, shrink = LAYOUTS[level], 1.0
+        self.counts(difficulty)  # Refuses a difficulty that does not exist.
+        layout, shrink = LAYOUTS[_draw_level(rng, len(kinds)) if difficulty is None else difficulty], 1.0
         for _ in range(_ROUNDS):
             seed = int(rng.integers(1 << 31))
             things = self._place(rng, kinds, seed, layout, shrink, first_identity)
@@ -170,9 +182,7 @@ class Tabletop:
         """
         camera = backdrop(scene.backdrop, self._side).camera
         placed = [_seen_from(camera, thing) for thing in scene.things]
-        inside = all(_inside(one.box, self._side) for one in placed)
-        apart = all(_apart(one.thing, placed[:i]) for i, one in enumerate(placed))
-        return inside and apart and _clear(camera, placed, max(layout.overlap for layout in LAYOUTS.values()))
+        return all(self._fits(camera, placed[:i], one, 1.0) for i, one in enumerate(placed))
 
     def render(self, scene: Scene) -> Frame:
         """Draws a scene: a pure function of it."""
@@ -187,14 +197,23 @@ class Tabletop:
         for identity, kind in enumerate(kinds, first):
             for _ in range(_TRIES):
                 thing = _draw_thing(rng, kind, layout, shrink, identity)
-                if _apart(thing, placed):
-                    one = _seen_from(camera, thing)
-                    if _inside(one.box, self._side) and _clear(camera, [*placed, one], layout.overlap):
-                        placed.append(one)
-                        break
+                one = _seen_from(camera, thing)
+                if self._fits(camera, placed, one, layout.overlap):
+                    placed.append(one)
+                    break
             else:
                 return None
         return tuple(one.thing for one in placed)
+
+    def _fits(self, camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
+        """Whether a thing can join the placed ones so that all are seen well."""
+        return _apart(new.thing, placed) and _inside(new.box, self._side) and _clear(camera, placed, new, overlap)
+
+
+def _draw_level(rng: np.random.Generator, count: int) -> int:
+    """One of the difficulties with as many things or more."""
+    levels = [level for level in LAYOUTS if COUNTS[level][1] >= count] or [max(LAYOUTS)]
+    return levels[rng.integers(len(levels))]
 
 
 def _draw_thing(rng: np.random.Generator, kind: Kind, layout: Layout, shrink: float, identity: int) -> Thing:
@@ -208,8 +227,7 @@ def _draw_thing(rng: np.random.Generator, kind: Kind, layout: Layout, shrink: fl
 def _seen_from(camera: Camera, thing: Thing) -> Placed:
     (x, y), radius = thing.position, thing.size / 2
     east, north = x - camera.origin[0], y - camera.origin[1]
-    box = camera.extent((((x, y, 0.0), radius), ((x, y, thing.size), radius)))
-    return Placed(thing, box, east * east + north * north - radius * radius)
+    return Placed(thing, camera.standing(thing.position, thing.size), east * east + north * north - radius * radius)
 
 
 def _inside(box: Box, side: int) -> bool:
@@ -229,14 +247,20 @@ def _apart(thing: Thing, placed: list[Placed]) -> bool:
     return True
 
 
-def _clear(camera: Camera, placed: list[Placed], overlap: float) -> bool:
-    """Whether every thing can be seen well behind the nearer ones; `overlap` is that of `Layout`."""
-    for one in placed:
-        before = [other for other in placed if other.depth < one.depth and area(intersection(one.box, other.box)) > 0]
-        covered = sum(area(intersection(one.box, other.box)) for other in before)
-        if covered > overlap * area(one.box) or (before and not _seen_behind(camera, one, before)):
+def _clear(camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
+    """Whether the new thing and those behind it can be seen well; `overlap` is that of `Layout`."""
+    everything = [*placed, new]
+    behind = [new, *(one for one in placed if _covers(new, one))]
+    veiled = [(one, before) for one in behind if (before := [other for other in everything if _covers(other, one)])]
+    for one, before in veiled:
+        if sum(area(intersection(one.box, other.box)) for other in before) > overlap * area(one.box):
             return False
-    return True
+    return all(_seen_behind(camera, one, before) for one, before in veiled)
+
+
+def _covers(one: Placed, other: Placed) -> bool:
+    """Whether one thing may hide a part of another."""
+    return one.depth < other.depth and area(intersection(one.box, other.box)) > 0
 
 
 def _seen_behind(camera: Camera, one: Placed, before: list[Placed]) -> bool:

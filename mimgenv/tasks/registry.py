@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.tasks.rendered import TASK_TYPES, RenderedTasks, load_rendered_task
+from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES, RenderedTasks, load_rendered_task
 from mimgenv.tasks.siblings import siblings
 from mimgenv.tasks.source import TaskSource
 from mimgenv.types import Task
@@ -14,26 +14,44 @@ from mimgenv.types import Task
 SOURCES: Final = ("odinw",)
 """What may stand before the colon of a source string."""
 
+TASK_GROUPS: Final = {"grounding": GROUNDING_TYPES, "qa": QA_TYPES}
+
 
 def open_source(
-    source: str | TaskSource | None, world: str, tasks: Sequence[str] | None, split: str, difficulty: int | None
+    source: str | TaskSource | None,
+    world: str,
+    tasks: str | Sequence[str] | None,
+    split: str,
+    difficulty: int | None,
 ) -> TaskSource:
     """Opens `source`, or the rendered tasks of `world` where it is None.
+
+    Args:
+        source: None, `odinw:/path/to/folder`, or a source of your own.
+        world: Of rendered tasks.
+        tasks: Names of task types, or a group: `grounding` or `qa`; None for all.
+        split: Of rendered tasks.
+        difficulty: Of rendered tasks.
 
     Raises:
         ConfigurationError: If it names no known kind of source.
         DatasetError: If the data it points to cannot be served.
     """
+    if isinstance(tasks, str) and tasks not in TASK_GROUPS:
+        raise ConfigurationError(f"task group {tasks!r} is not one of {list(TASK_GROUPS)}")
     if source is None:
-        return RenderedTasks(world, tasks or tuple(TASK_TYPES), split, difficulty)
+        names = TASK_GROUPS[tasks] if isinstance(tasks, str) else tasks or TASK_TYPES
+        return RenderedTasks(world, tuple(names), split, difficulty)
     if not isinstance(source, str):
         return source
     kind, _, path = source.partition(":")
+    if tasks == "qa":
+        raise ConfigurationError(f"{source} has no QA tasks")
     if kind != "odinw" or not path:
         raise ConfigurationError(f"source {source!r} is not one of {[f'{name}:/path' for name in SOURCES]}")
     from mimgenv.datasets.odinw import OdinwTasks  # reads photographs: only where asked for
 
-    return OdinwTasks(path, tasks)
+    return OdinwTasks(path, None if isinstance(tasks, str) else tasks)
 
 
 def load_task(task_id: str) -> Task:

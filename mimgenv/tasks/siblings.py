@@ -1,7 +1,7 @@
 """More questions about the images of a task: dense supervision for a cold start, at no extra image.
 
-A sibling's id is the id of its base task with `+k`. Its target is unique because its label occurs once in the named
-image; only the annotations of the base task are used, so photographs have siblings too.
+A sibling's id is the id of its base task with `+k`. Its target is unique because its label occurs once where the
+question looks; only the annotations of the base task are used, so photographs have siblings too.
 """
 
 from __future__ import annotations
@@ -13,20 +13,38 @@ from mimgenv.types import Grounding, ObjectAnnotation, Task
 
 
 def siblings(task: Task) -> tuple[Task, ...]:
-    """One `locate` task per object whose label occurs once in its image, in image order."""
-    found: list[tuple[int, ObjectAnnotation]] = []
-    for image, objects in enumerate(task.objects, 1):
-        labels = Counter(thing.label for thing in objects)
-        found += [(image, thing) for thing in objects if labels[thing.label] == 1]
-    return tuple(
-        replace(
-            task,
-            task_id=f"{task.task_id}+{number}",
-            task_type="locate",
-            question=f"Find the {thing.label} in Image-{image}.",
-            truth=Grounding(image, thing.label, thing.box),
-            rationale=thing.label,
-            named_image=image,
-        )
-        for number, (image, thing) in enumerate(found)
+    """Questions about other objects of the same images.
+
+    One `locate` task per object whose label occurs once in its image, then, where there are several images, one
+    `group_grounding` task per object whose label occurs once in all of them.
+    """
+    things = [(image, thing) for image, objects in enumerate(task.objects, 1) for thing in objects]
+    here = Counter((image, thing.label) for image, thing in things)
+    anywhere = Counter(thing.label for _, thing in things)
+    located = [_locate(task, *pair) for pair in things if here[pair[0], pair[1].label] == 1]
+    several = len(task.images) > 1
+    grouped = [_group(task, *pair) for pair in things if several and anywhere[pair[1].label] == 1]
+    family = located + grouped
+    return tuple(replace(sibling, task_id=f"{task.task_id}+{number}") for number, sibling in enumerate(family))
+
+
+def _locate(task: Task, image: int, thing: ObjectAnnotation) -> Task:
+    return replace(
+        task,
+        task_type="locate",
+        question=f"Find the {thing.label} in Image-{image}.",
+        truth=Grounding(image, thing.label, thing.box),
+        rationale=thing.label,
+        named_image=image,
+    )
+
+
+def _group(task: Task, image: int, thing: ObjectAnnotation) -> Task:
+    return replace(
+        task,
+        task_type="group_grounding",
+        question=f"Find the image with the {thing.label}, and where it is.",
+        truth=Grounding(image, thing.label, thing.box),
+        rationale=thing.label,
+        named_image=None,
     )

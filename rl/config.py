@@ -1,0 +1,187 @@
+"""The configuration of a run: one flat record, from defaults, a TOML recipe and `--key value`, in that order.
+
+Knows names, types and ranges; nothing else reads a command line or a file of settings. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rl.masking import KEEP_STOPS
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides a run. The defaults train a tiny model from scratch on a CPU in minutes.
+
+    Attributes:
+        env: Environment id.
+        source: Where training tasks come from, such as `odinw:/path`; None renders them.
+        eval_source: The same for the held-out evaluation; None: `source`.
+        tasks: Task types or a group; None for the id's own.
+        difficulty: 1 to 5 of rendered tasks; None for the ordinary range.
+        tools: Tools of the environment; None for the id's own.
+        reward: A reward preset.
+        instructions: How much the environment explains; None for the id's own.
+        start: `scratch` (a tiny model, cold-started), `tiny` (the shipped cold-started one), a directory or a hub name.
+        output: Folder of the run.
+        seed: Of every generator.
+        device, dtype: Of the model.
+
+        cold_start: Whether to run SFT on oracle trajectories first; None: only from `scratch`.
+        sft_tasks: Tasks in the fixed cold-start set; a third as many easier ones come before them.
+        sft_questions: Most questions about one set of images in a row.
+        sft_rows: Rows per update.
+        sft_steps: Most updates.
+        sft_learning_rate, sft_weight_decay: Of AdamW.
+        sft_zoom: How often the oracle zooms first, where the environment has that tool.
+        sft_stop_iou, sft_stop_type_iou, sft_stop_format: The cold start ends when the probe's mean IoU over grounding
+            types, its least IoU of any of them, and its format rate reach these.
+        sft_probe_every, sft_probe_episodes: Updates between probes, and greedy episodes of each.
+
+        steps: GRPO updates.
+        prompts_per_step, group_size: Tasks per update, and attempts at each.
+        temperature: Of sampling; log-probs are those of the tempered distribution.
+        max_turn_tokens: Longest turn.
+        learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
+        clip_low, clip_high, beta: Of the surrogate and the KL to the reference.
+        normalise_advantages: Divide by the group's standard deviation.
+        mask_invalid_actions: Do not train on turns that the environment refused.
+        keep_stops: Stop reasons whose trajectories are trained on.
+        count_masked: Whether masked trajectories enter their group's mean and deviation.
+        divide_by_masked: Whether their tokens enter the loss's denominator.
+        max_grad_norm: Gradients are clipped to this.
+
+        eval_every, eval_episodes: GRPO updates between held-out evaluations (0: only before and after), and episodes.
+        save_every: Updates between checkpoints.
+    """
+
+    env: str = "MultiImageTiny-v0"
+    source: str | None = None
+    eval_source: str | None = None
+    tasks: str | tuple[str, ...] | None = None
+    difficulty: int | None = None
+    tools: tuple[str, ...] | None = None
+    reward: str = "grounding"
+    instructions: str | None = None
+    start: str = "scratch"
+    output: str = "runs/tiny"
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    cold_start: bool | None = None
+    sft_tasks: int = 4500
+    sft_questions: int = 3
+    sft_rows: int = 16
+    sft_steps: int = 2500
+    sft_learning_rate: float = 2e-3
+    sft_weight_decay: float = 0.01
+    sft_zoom: float = 0.5
+    sft_stop_iou: float = 0.45
+    sft_stop_type_iou: float = 0.25
+    sft_stop_format: float = 0.95
+    sft_probe_every: int = 50
+    sft_probe_episodes: int = 280
+
+    steps: int = 300
+    prompts_per_step: int = 14
+    group_size: int = 8
+    temperature: float = 1.0
+    max_turn_tokens: int = 24
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    warmup: int = 10
+    final_learning_rate: float = 0.1
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    beta: float = 0.0
+    normalise_advantages: bool = True
+    mask_invalid_actions: bool = False
+    keep_stops: tuple[str, ...] = tuple(stop for stop, kept in KEEP_STOPS.items() if kept)
+    count_masked: bool = True
+    divide_by_masked: bool = False
+    max_grad_norm: float = 1.0
+
+    eval_every: int = 100
+    eval_episodes: int = 280
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size {self.group_size}: an advantage is relative to a group of at least 2")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
+        unknown = set(self.keep_stops) - set(KEEP_STOPS)
+        if unknown:
+            raise ValueError(f"keep_stops {sorted(unknown)} are not among {list(KEEP_STOPS)}")
+
+    def env_arguments(self, evaluation: bool = False) -> dict[str, Any]:
+        """What `gym.make` is given, for training or for the held-out evaluation."""
+        source = (self.eval_source or self.source) if evaluation else self.source
+        chosen = {
+            "source": source,
+            "tasks": self.tasks,
+            "difficulty": self.difficulty,
+            "tools": self.tools,
+            "instructions": self.instructions,
+            "reward": self.reward,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _convert(name: str, text: str, annotation: Any) -> Any:
+    """A command-line word as the type of its field."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if text.lower() == "none" and type(None) in options:
+        return None
+    if any(typing.get_origin(option) is tuple for option in options) and ("," in text or str not in options):
+        return tuple(part for part in text.split(",") if part)
+    if bool in options:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"--{name} {text}: true or false")
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in options:
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(f"--{name} {text}: not {'a whole number' if kind is int else 'a number'}") from None
+    return text
+
+
+def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = {item.name for item in fields(TrainConfig)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def read_config(words: Sequence[str]) -> TrainConfig:
+    """From command-line words: `[recipe.toml] [--key value …]`.
+
+    Raises:
+        ValueError: On an unknown key, a value of the wrong type, or a combination that cannot work.
+    """
+    rest = list(words)
+    settings: dict[str, Any] = {}
+    if rest and not rest[0].startswith("--"):
+        path = Path(rest.pop(0))
+        settings |= _checked(tomllib.loads(path.read_text("utf-8")), str(path))
+    annotations = typing.get_type_hints(TrainConfig)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("--") or (not equals and not rest):
+            raise ValueError(f"{word}: expected --key value")
+        _checked({name: None}, word)
+        settings[name] = _convert(name, text if equals else rest.pop(0), annotations[name])
+    return TrainConfig(**settings)
