@@ -51,10 +51,16 @@ def _step(episode: _Episode, action: Action) -> None:
 
 
 def make_envs(env: str | EnvFactory, count: int, **arguments: Any) -> list[gym.Env[Any, Any]]:
-    """`count` environments, of an id (without Gymnasium's passive checks) or from a factory."""
+    """`count` environments, of an id (without Gymnasium's passive checks) or from a factory.
+
+    Environments of an id share one task source: a folder of photographs is read once.
+    """
     if not isinstance(env, str):
         return [env() for _ in range(count)]
-    return [gym.make(env, disable_env_checker=True, **arguments) for _ in range(count)]
+    first = gym.make(env, disable_env_checker=True, **arguments)
+    source = getattr(first.unwrapped, "source", None)
+    shared = arguments if source is None else {**arguments, "source": source}
+    return [first, *(gym.make(env, disable_env_checker=True, **shared) for _ in range(count - 1))]
 
 
 def run_episodes(

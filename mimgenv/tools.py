@@ -7,7 +7,7 @@ on it map back to the original.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -29,11 +29,15 @@ MIN_CROP: Final = 4.0
 
 def resize(pixels: Image, width: int, height: int) -> Image:
     """Resizes (H, W, 3) uint8; averages when shrinking, bicubic when enlarging. Same bytes on every CPU."""
-    if pixels.shape[:2] == (height, width):
+    rows, columns = pixels.shape[:2]
+    if (rows, columns) == (height, width):
         return pixels.copy()
-    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    picture = PillowImage.fromarray(pixels)
+    if rows % height == 0 and columns % width == 0:  # whole pixels to one: the same average, four times as fast
+        return np.array(picture.reduce((columns // width, rows // height)))
+    shrinks = height <= rows and width <= columns
     method = PillowImage.Resampling.BOX if shrinks else PillowImage.Resampling.BICUBIC
-    return np.array(PillowImage.fromarray(pixels).resize((width, height), method))
+    return np.array(picture.resize((width, height), method))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,7 @@ def _outline(picture: PillowImage.Image, box: Box) -> None:
     draw.rectangle((x1, y1, x2, y2), outline=(255, 0, 0))
 
 
-TOOLS: Final[dict[str, type[Tool]]] = {
+TOOLS: Final[dict[str, Callable[[], Tool]]] = {
     "visual_reflection": VisualReflection,
     "visual_confirmation": VisualConfirmation,
     "zoom": Zoom,

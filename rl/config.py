@@ -36,7 +36,7 @@ class TrainConfig:
 
         cold_start: Whether to run SFT on oracle trajectories first; None: only from `scratch`.
         sft_tasks: Tasks in the fixed cold-start set; a third as many easier ones come before them.
-        sft_questions: Most questions about one set of images in a row.
+        sft_questions: Most questions about one set of images in a row, beside the easier ones'.
         sft_rows: Rows per update.
         sft_steps: Most updates.
         sft_learning_rate, sft_weight_decay: Of AdamW.
@@ -78,7 +78,7 @@ class TrainConfig:
 
     cold_start: bool | None = None
     sft_tasks: int = 4500
-    sft_questions: int = 3
+    sft_questions: int = 2
     sft_rows: int = 16
     sft_steps: int = 2500
     sft_learning_rate: float = 2e-3

@@ -31,16 +31,20 @@ Rows = list[list[Sample]]
 
 STAGE_IOU: Final = 0.5
 """An early stage ends when the probe's IoU on its own tasks reaches this."""
+EASY_QUESTIONS: Final = 4
+"""Questions about one image of an early stage: as many as there are things, and one more."""
+PLAYED_TOGETHER: Final = 64
 EARLIER_SHARE: Final = 5
 """Every so many updates of a later stage are on rows of the stage before it, so that its skill is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of the curriculum: what is asked of the environment, and how many tasks."""
+    """One step of the curriculum: what is asked of the environment, how many tasks, and most questions about each."""
 
     arguments: Mapping[str, Any]
     tasks: int
+    questions: int
 
 
 def sft_sample(chat: Chat, trajectory: Trajectory) -> Sample:
@@ -53,11 +57,15 @@ def play_rows(
     agent: Agent, chat: Chat, env: str, arguments: Mapping[str, Any], task_ids: Sequence[str], questions: int
 ) -> Rows:
     """Plays each task and at most `questions - 1` of its siblings; one row of samples per task."""
-    families = [[task_id, *_siblings(task_id, questions - 1)] for task_id in task_ids]
-    starts = [task_id for family in families for task_id in family]
-    trajectories = run_episodes(agent, env, starts, codec=chat.codec, **arguments)
-    samples = iter([sft_sample(chat, trajectory) for trajectory in trajectories])
-    return [[next(samples) for _ in family] for family in families]
+    envs = make_envs(env, PLAYED_TOGETHER, **{"codec": chat.codec, **arguments})
+    rows: Rows = []
+    for begin in range(0, len(task_ids), PLAYED_TOGETHER):  # a few at a time, while their images are in the cache
+        chunk = task_ids[begin : begin + PLAYED_TOGETHER]
+        families = [[task_id, *_siblings(task_id, questions - 1)] for task_id in chunk]
+        trajectories = run_episodes(agent, envs, [task_id for family in families for task_id in family])
+        samples = iter([sft_sample(chat, trajectory) for trajectory in trajectories])
+        rows += [[next(samples) for _ in family] for family in families]
+    return rows
 
 
 def _siblings(task_id: str, count: int) -> list[str]:
@@ -68,12 +76,12 @@ def _siblings(task_id: str, count: int) -> list[str]:
 
 def curriculum(config: TrainConfig) -> tuple[Stage, ...]:
     """The stages of a run; photographs have no easier versions, so a source has one stage only."""
-    own = Stage(config.env_arguments(), config.sft_tasks)
+    own = Stage(config.env_arguments(), config.sft_tasks, config.sft_questions)
     if config.source is not None:
         return (own,)
     easier = {**config.env_arguments(), "tasks": ("locate",)}
     first, second = ({**easier, "difficulty": difficulty} for difficulty in (1, None))
-    return Stage(first, config.sft_tasks // 3), Stage(second, config.sft_tasks // 3), own
+    return Stage(first, config.sft_tasks // 3, EASY_QUESTIONS), Stage(second, config.sft_tasks // 3, EASY_QUESTIONS), own
 
 
 class ColdStart:
@@ -107,7 +115,7 @@ class ColdStart:
             zoom=self.config.sft_zoom if can_zoom else 0.0,
             seed=self.config.seed,
         )
-        return play_rows(oracle, self.chat, self.config.env, stage.arguments, task_ids, self.config.sft_questions)
+        return play_rows(oracle, self.chat, self.config.env, stage.arguments, task_ids, stage.questions)
 
     def rows(self, stage: int, update: int) -> Rows:
         """The rows of one update of a stage."""

@@ -22,6 +22,7 @@ from agents.rollout import make_envs, run_episodes
 from agents.sampling import SamplingParameters
 from agents.tiny_model import tiny_qwen_vl
 from agents.vlm import VLMAgent
+from mimgenv.records import write_records
 from rl.batch import pack
 from rl.checkpoint import Progress, checkpoints, load_checkpoint, restore_optimizer, save_checkpoint
 from rl.collect import collect
@@ -130,14 +131,15 @@ class GRPOTrainer:
         last = state.stage == len(cold_start.stages) - 1
         episodes = config.sft_probe_episodes if last else min(64, config.sft_probe_episodes)
         report = self.evaluate(episodes, 0.0, stage.arguments)
-        metrics = {f"probe/{name}": value for name, value in report.metrics().items()}
-        iou = report.metrics().get("reward/iou", 0.0)
+        metrics = report.metrics("probe/")
+        measured = report.metrics()
+        iou = measured.get("reward/iou", 0.0)
         if not last:
             if iou >= STAGE_IOU:
                 self.progress = Progress("sft", state.step, state.stage + 1, state.step)
             return False, metrics
-        least = min((row.score for row in report.rows if row.scored_by == "iou"), default=0.0)
-        well_formed = report.metrics()["reward/format"] >= config.sft_stop_format
+        least = min((value for name, value in measured.items() if name.startswith("iou/")), default=0.0)
+        well_formed = measured["reward/format"] >= config.sft_stop_format
         return iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed, metrics
 
     # ---------------------------------------------------------------- GRPO
@@ -145,7 +147,9 @@ class GRPOTrainer:
     def _grpo(self) -> None:
         config = self.config
         optimizer = self._optimizer(config.learning_rate, config.weight_decay)
-        reference = load_qwen_vl(str(self.folder / COLD_START), config.device, config.dtype) if config.beta > 0 else None
+        reference = None
+        if config.beta > 0:
+            reference = load_qwen_vl(str(self.folder / COLD_START), config.device, config.dtype)
         arguments = {"codec": self.qwen.codec, **config.env_arguments()}
         envs = make_envs(config.env, config.prompts_per_step * config.group_size, **arguments)
         while self.progress.step < config.steps:
@@ -155,8 +159,7 @@ class GRPOTrainer:
             metrics = self._grpo_step(step, envs, optimizer, reference) | {"learning_rate": rate}
             self.progress = Progress("grpo", step + 1)
             if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-                held_out = self.evaluate(config.eval_episodes, 0.0).metrics()
-                metrics |= {f"held_out/{name}": value for name, value in held_out.items()}
+                metrics |= self.evaluate(config.eval_episodes, 0.0).metrics("held_out/")
             self.tracker.log("grpo", step + 1, metrics)
             self._on_step("grpo", step + 1, config.steps, metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -221,7 +224,7 @@ class GRPOTrainer:
         episodes = self.config.eval_episodes
         greedy = self.evaluate(episodes, 0.0)
         sampled = self.evaluate(episodes, self.config.temperature)
-        greedy.write_records(self.folder / f"{when}.jsonl")
+        write_records(self.folder / f"{when}.jsonl", greedy.records)
         both = {"greedy": greedy.metrics(), "sampled": sampled.metrics()}
         (self.folder / f"{when}.json").write_text(json.dumps(both, indent=1))
 

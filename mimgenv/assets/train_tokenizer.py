@@ -1,9 +1,10 @@
 """Trains the small tokenizer that ships with the package: `python -m mimgenv.assets.train_tokenizer [out.json]`.
 
 A byte-fallback BPE over what episodes say, so that any text can be written, plus whole tokens for what the tiny
-world repeats in every turn: the pieces of an answer, the coordinates of its lattice, and `label", "bbox_2d": [` fused
-for each of its labels, as a BPE without word boundaries would merge it. With the label and the bracket as separate
-tokens, a tiny model learns to box the wrong object first. The same code gives the same file.
+world repeats in every turn: the pieces of an answer, the coordinates of its lattice, and each of its labels fused with
+what follows it, such as `red circle", "bbox_2d": [`, as a BPE without word boundaries would merge it. With the label
+and the bracket as separate tokens, a tiny model learns to box the wrong object first. The same code gives the same
+file.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ PIECES: Final = (
     "Image-3: ",
     "Image-4: ",
 )
+AFTER_LABEL: Final = (
+    '", "bbox_2d": [',
+    '</think><answer>{"image": ',
+    '</think><tool_call>{"name": "zoom", "arguments": {"image": ',
+)
+"""What follows a label in a turn, fused with it: the token from which the place, or the image, is told."""
 LATTICE: Final = tuple(str(coordinate) for coordinate in range(0, 85, 7))
 MERGED_WORDS: Final = 320
 """How many tokens the BPE learns beside bytes, printable characters and the pieces above."""
@@ -57,7 +64,8 @@ def whole_tokens() -> Iterator[AddedToken]:
     for piece in (*TAGS, *PIECES):
         yield AddedToken(piece, normalized=False)
     for colour, shape in itertools.product(COLOURS, SHAPES):
-        yield AddedToken(f'{colour} {shape}", "bbox_2d": [', normalized=False)
+        for piece in AFTER_LABEL:
+            yield AddedToken(f"{colour} {shape}{piece}", normalized=False)
     for word in (*COLOURS, *(f" {shape}" for shape in SHAPES)):
         yield AddedToken(word, normalized=False, single_word=not word.startswith(" "))
     for number in LATTICE:

@@ -39,14 +39,13 @@ LATTICE: Final[dict[bool, tuple[int, tuple[int, ...]]]] = {False: (14, (28, 42, 
 def _mask(shape: str, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     """Which pixels of a side × side box a shape covers; every shape touches all four edges."""
     y, x = np.mgrid[0:side, 0:side] * 2 + 1 - side  # odd or even integers in (-side, side): exact on every CPU
-    covered = {
+    shapes: dict[str, np.ndarray[tuple[int, int], np.dtype[np.bool_]]] = {
         "circle": x * x + y * y <= side * side,
         "square": np.ones((side, side), bool),
         "triangle": 2 * np.abs(x) <= y + side,
         "diamond": np.abs(x) + np.abs(y) <= side,
-    }[shape]
-    covered.setflags(write=False)
-    return covered
+    }
+    return shapes[shape]
 
 
 def _box(thing: Thing) -> tuple[int, int, int, int]:
@@ -87,7 +86,7 @@ class Flat:
     def render(self, scene: Scene) -> Frame:
         """Things on a light grey ground with a little noise, drawn in order; boxes never overlap."""
         rng = np.random.default_rng(scene.backdrop)
-        pixels = np.full((SIDE, SIDE, 3), rng.integers(205, 246), np.int16)
+        pixels: Image = np.full((SIDE, SIDE, 3), rng.integers(205, 246), np.uint8)
         instances = np.zeros((SIDE, SIDE), np.int16)
         boxes: list[Box | None] = []
         for number, thing in enumerate(scene.things, 1):
@@ -96,6 +95,6 @@ class Flat:
             pixels[y1:y2, x1:x2][covered] = COLOURS[thing.kind.colour]
             instances[y1:y2, x1:x2][covered] = number
             boxes.append(tuple(map(float, box)))  # type: ignore[arg-type]
-        noise = rng.integers(-NOISE, NOISE + 1, (SIDE, SIDE, 1), dtype=np.int16)
-        noisy: Image = np.clip(pixels + noise, 0, 255).astype(np.uint8)
-        return Frame(noisy, instances, tuple(boxes), (1.0,) * len(boxes))
+        pixels += rng.integers(0, 2 * NOISE + 1, (SIDE, SIDE, 1), dtype=np.uint8)
+        pixels -= np.uint8(NOISE)  # every colour is NOISE away from 0 and from 255, so nothing wraps
+        return Frame(pixels, instances, tuple(boxes), (1.0,) * len(boxes))

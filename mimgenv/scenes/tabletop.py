@@ -135,27 +135,6 @@ class Tabletop:
             raise ConfigurationError(f"difficulty {difficulty} is not one of {[d for d in COUNTS if d]} or None")
         return COUNTS[difficulty]
 
-    def sample_kinds(self, rng: np.random.Generator, count: int) -> tuple[Kind, ...]:
-        """Distinct kinds: no colour twice up to 8, no shape and colour twice up to 32.
-
-        Raises:
-            TaskError: If there are fewer than `count` kinds.
-        """
-        if count > len(self._kinds):
-            raise TaskError(f"{count} distinct kinds wanted, the table-top has {len(self._kinds)}")
-        shapes, colours = rng.permutation(list(SOLIDS)), rng.permutation(list(PALETTE))
-        pairs = len(shapes) * len(colours)
-        coins = rng.integers(len(MATERIALS), size=pairs)
-        return tuple(
-            Kind(
-                # Colours go round; each time round they meet the next shape.
-                str(shapes[(i + i // len(colours)) % len(shapes)]),
-                str(colours[i % len(colours)]),
-                MATERIALS[(coins[i % pairs] + i // pairs) % len(MATERIALS)],
-            )
-            for i in range(count)
-        )
-
     def arrange(
         self, rng: np.random.Generator, kinds: tuple[Kind, ...], difficulty: int | None, first_identity: int = 0
     ) -> Scene:

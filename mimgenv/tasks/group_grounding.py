@@ -8,8 +8,8 @@ from mimgenv.tasks.program import Find
 
 
 def group_grounding(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
-    """Two or three images; the target's kind is in one of them, once."""
-    images = int(rng.integers(2, 4))
+    """Two images at difficulty 1, else two or three; the target's kind is in one of them, once."""
+    images = 2 if difficulty == 1 else int(rng.integers(2, 4))
     target = world.kinds[rng.integers(len(world.kinds))]
     others = [kind for kind in world.kinds if kind.colour != target.colour]
     holder = int(rng.integers(images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from mimgenv.errors import ConfigurationError, TaskError
@@ -54,6 +55,7 @@ def open_source(
     return OdinwTasks(path, None if isinstance(tasks, str) else tasks)
 
 
+@lru_cache(maxsize=256)
 def load_task(task_id: str) -> Task:
     """Makes a task again, with its truth, from the id that `info["task_id"]` gave.
 

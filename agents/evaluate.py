@@ -1,0 +1,523 @@
+"""Evaluation: plays an agent over a run of seeds and says how good it is, how surely, and what it did.
+
+Owns the record of a finished episode as an evaluation keeps it, the statistics over such records, and the command
+line. Every episode is played by `run_episodes`; scores are worked out from the record (truth and answer), not from the
+reward, so that reward presets can be compared and a file of records can be summarised again later. Never knows how an
+agent decides, nor which task type it is solving.
+
+    python -m agents.evaluate --agent oracle --env MultiImageTiny-v0 --episodes 70
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import gymnasium as gym
+
+import mimgenv
+from agents.rollout import run_episodes
+from agents.types import Action, Agent, Trajectory
+from mimgenv.codec import Codec
+from mimgenv.env import MultiImageEnv
+from mimgenv.errors import ConfigurationError, MimgenvError, TurnError
+from mimgenv.geometry import BOX_FRAMES
+from mimgenv.parsing import ToolCall, parse_turn
+from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, write_records
+from mimgenv.rewards import Outcome, answer_part, iou_part
+from mimgenv.tasks.registry import TASK_GROUPS
+from mimgenv.types import Grounding
+from mimgenv.viewer import ShownEpisode, write_page
+
+Z95: Final = 1.96
+"""Standard errors from the mean of a normal distribution to the end of its 95 % interval."""
+
+PAGE_EPISODES: Final = 60
+"""Episodes on a page: more make it slow to open."""
+
+ORACLE_GRID: Final = 0.0001
+"""How finely the command line's oracle writes coordinates: an upper bound must not be lowered by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and how surely it is known.
+
+    Attributes:
+        mean: Of the episodes played.
+        half_width: Of the 95 % confidence interval of the mean, by normal approximation: 1.96 · s / √n with s the
+            sample standard deviation (n - 1). Too narrow for a handful of episodes, 0 where all are equal, nan for one.
+    """
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate from one value per episode, at least one."""
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        return cls(statistics.fmean(values), Z95 * spread / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a set of episodes amounts to; a line of the table.
+
+    Attributes:
+        name: A task type, or a group of them.
+        episodes: How many.
+        score: IoU (0 on a wrong image) or exact match, by what the task asks for; in [0, 1].
+        success: Share of episodes whose answer counts as right.
+        reward: Total reward.
+        reward_parts: Mean of each unweighted part, over the episodes that have it.
+        turns: Mean number.
+        tool_calls: Calls per episode by tool; tools that were never called are left out.
+    """
+
+    name: str
+    episodes: int
+    score: Estimate
+    success: float
+    reward: Estimate
+    reward_parts: Mapping[str, float]
+    turns: float
+    tool_calls: Mapping[str, float]
+
+    @property
+    def format(self) -> float | None:
+        """Share of well-formed episodes; None where the reward has no such part."""
+        return self.reward_parts.get("format")
+
+
+def score(record: EpisodeRecord) -> float:
+    """IoU (0 on a wrong image) or exact match, whatever the reward was; in [0, 1]."""
+    outcome = Outcome(record.truth, record.prediction, valid=True, tool_images=0)
+    overlap = iou_part(outcome)
+    return overlap if overlap is not None else answer_part(outcome) or 0.0
+
+
+def summarise(name: str, records: Sequence[EpisodeRecord]) -> Row:
+    """The row of some episodes, at least one."""
+    parts = dict.fromkeys(part for record in records for part in record.reward_parts)
+    calls = Counter(tool for record in records for tool in record.tool_calls)
+    return Row(
+        name=name,
+        episodes=len(records),
+        score=Estimate.of([score(record) for record in records]),
+        success=statistics.fmean(record.success for record in records),
+        reward=Estimate.of([record.reward for record in records]),
+        reward_parts={
+            part: statistics.fmean(r.reward_parts[part] for r in records if part in r.reward_parts) for part in parts
+        },
+        turns=statistics.fmean(len(record.turns) for record in records),
+        tool_calls={tool: count / len(records) for tool, count in sorted(calls.items())},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an evaluation found. Everything but the four fields is worked out from the records.
+
+    Attributes:
+        name: Whose.
+        records: One per episode, in the order of the seeds.
+        trajectories: The same episodes as token ids and images; they hold all images, which the page shares.
+        tools: Names of the environment's tools.
+
+    Raises:
+        ValueError: If records and trajectories differ in number, or there are none.
+    """
+
+    name: str
+    records: tuple[EpisodeRecord, ...]
+    trajectories: tuple[Trajectory, ...]
+    tools: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.records or len(self.records) != len(self.trajectories):
+            raise ValueError(f"{len(self.records)} records, {len(self.trajectories)} trajectories; at least 1 of each")
+
+    @property
+    def episodes(self) -> tuple[ShownEpisode, ...]:
+        """All episodes with the images they were played on."""
+        return tuple(map(self._shown, range(len(self.records))))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One per task type, grounding types first."""
+        groups: dict[tuple[bool, str], list[EpisodeRecord]] = {}
+        for record in self.records:
+            groups.setdefault((not isinstance(record.truth, Grounding), record.task_type), []).append(record)
+        # Sorted by the kind of answer alone: within it, types stay in the order in which the seeds served them.
+        return tuple(summarise(key[1], groups[key]) for key in sorted(groups, key=lambda key: key[0]))
+
+    @property
+    def grounding(self) -> Row | None:
+        """All episodes scored by IoU; None if there were none."""
+        return _group("grounding", [r for r in self.records if isinstance(r.truth, Grounding)])
+
+    @property
+    def qa(self) -> Row | None:
+        """All episodes scored by exact match; None if there were none."""
+        return _group("qa", [r for r in self.records if not isinstance(r.truth, Grounding)])
+
+    @property
+    def all(self) -> Row:
+        """All episodes."""
+        return summarise("all", self.records)
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Numbers for a tracker, such as `reward/total`, `reward/iou`, `episode/turns`, `tool/zoom`, `iou/referring`.
+
+        Args:
+            prefix: Put before every key, such as `test/`.
+        """
+        whole = self.all
+        values = {"reward/total": whole.reward.mean}
+        values |= {f"reward/{part}": value for part, value in whole.reward_parts.items()}
+        values |= {"episode/turns": whole.turns, "episode/success": whole.success}
+        values |= {"episode/tool_calls": sum(whole.tool_calls.values())}
+        values |= {f"tool/{tool}": whole.tool_calls.get(tool, 0.0) for tool in self.tools}
+        located = {record.task_type for record in self.records if isinstance(record.truth, Grounding)}
+        for row in self.rows:
+            values[f"{'iou' if row.name in located else 'answer'}/{row.name}"] = row.score.mean
+        return {prefix + key: value for key, value in values.items()}
+
+    def write(self, folder: str | Path, page: int = PAGE_EPISODES) -> tuple[Path, Path]:
+        """Writes `episodes.jsonl`, which holds all records, and `episodes.html`, which shows some of them.
+
+        Args:
+            folder: Made if need be; files of these names are replaced.
+            page: Most episodes on the page; task types have equal shares as far as they go.
+
+        Returns:
+            The two files, in that order.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        records, shown = folder / "episodes.jsonl", folder / "episodes.html"
+        write_records(records, self.records)
+        chosen = evenly([record.task_type for record in self.records], page)
+        write_page(shown, [self._shown(index) for index in chosen], f"{self.name}: {len(self.records)} episodes")
+        return records, shown
+
+    def _shown(self, index: int) -> ShownEpisode:
+        return ShownEpisode(self.records[index], self.trajectories[index].images)
+
+
+def _group(name: str, records: Sequence[EpisodeRecord]) -> Row | None:
+    return summarise(name, records) if records else None
+
+
+def evenly(names: Sequence[str], count: int) -> list[int]:
+    """At most `count` indices, in order, that give every distinct name an equal share as far as it goes."""
+    seen: Counter[str] = Counter()
+    ranks = []
+    for index, name in enumerate(names):
+        ranks.append((seen[name], index))
+        seen[name] += 1
+    return sorted(index for _, index in sorted(ranks)[:count])
+
+
+def evaluate_agent(
+    agent: Agent,
+    env: str = "MultiImageQA-v0",
+    episodes: int = 200,
+    *,
+    split: str = "test",
+    first_seed: int = 0,
+    parallel: int = 64,
+    name: str = "",
+    on_finish: Callable[[EpisodeRecord], None] | None = None,
+    **arguments: Any,
+) -> Report:
+    """Plays the seeds from `first_seed` on, one episode each.
+
+    Args:
+        agent: Anything with `act(histories)`.
+        env: An id of a `MultiImageEnv`.
+        episodes: How many; of a finite source at most as many as it has tasks, so that none is counted twice.
+        split: Of rendered tasks; a source has none.
+        first_seed: The first seed, at least 0.
+        parallel: Most episodes under way at a time.
+        name: What the agent is called in the records; its class where empty.
+        on_finish: Called with each record as its episode ends.
+        **arguments: For `gym.make`, such as `source` or `difficulty`.
+
+    Raises:
+        ValueError: If `episodes` is below 1.
+        MimgenvError: If the environment cannot be made of these arguments.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}, it must be at least 1")
+    if arguments.get("source") is None:
+        arguments["split"] = split
+    opened = open_env(env, arguments)
+    seeds = range(first_seed, first_seed + min(episodes, len(opened.source)))
+    name = name or type(agent).__name__
+    records: dict[int, EpisodeRecord] = {}
+
+    def finish(index: int, played: gym.Env[Any, Any], trajectory: Trajectory) -> None:
+        records[index] = record_of(trajectory, _unwrapped(played), name)
+        if on_finish is not None:
+            on_finish(records[index])
+
+    # All environments share the source: a folder of photographs is read once, not once per environment.
+    arguments["source"] = opened.source
+    trajectories = run_episodes(agent, env, seeds, parallel=parallel, on_finish=finish, **arguments)
+    ordered = tuple(records[index] for index in range(len(seeds)))
+    return Report(name, ordered, tuple(trajectories), tuple(opened.tools))
+
+
+def open_env(env: str, arguments: Mapping[str, Any]) -> MultiImageEnv:
+    """One environment, without wrappers: to ask it for its source, tools and box frame.
+
+    Raises:
+        ConfigurationError: If the id is of another kind of environment.
+        gymnasium.error.Error: If there is no such id.
+    """
+    try:
+        return _unwrapped(gym.make(env, disable_env_checker=True, **arguments))
+    except TypeError as error:  # how the constructor of another kind of environment refuses our arguments
+        raise ConfigurationError(f"{env} cannot be made with {sorted(arguments)}: {error}") from error
+
+
+def _unwrapped(env: gym.Env[Any, Any]) -> MultiImageEnv:
+    inner = env.unwrapped
+    if not isinstance(inner, MultiImageEnv):
+        raise ConfigurationError(f"{type(inner).__name__} is not a MultiImageEnv")
+    return inner
+
+
+def record_of(trajectory: Trajectory, env: MultiImageEnv, agent: str) -> EpisodeRecord:
+    """The record of the episode that `env` has just finished.
+
+    Args:
+        trajectory: The episode.
+        env: Still holds what the agent answered and which part of which image it was shown.
+        agent: Who played.
+    """
+    task = mimgenv.load_task(trajectory.task_id)
+    turns = tuple(
+        EpisodeTurn(turn.message.text, turn_text(env.codec, turn.action), turn.error, len(turn.message.images))
+        for turn in trajectory.turns
+    )
+    return EpisodeRecord(
+        task_id=trajectory.task_id,
+        task_type=trajectory.task_type,
+        agent=agent,
+        question=task.question,
+        turns=turns,
+        reward=trajectory.reward,
+        reward_parts=trajectory.reward_parts,
+        stop=trajectory.stop,
+        success=trajectory.success,
+        tool_calls=tuple(_calls(turns, env.tools)),
+        truth=task.truth,
+        prediction=env.prediction,
+        views=tuple(ViewRecord(view.image, view.region, *view.size) for view in env.views),
+    )
+
+
+def turn_text(codec: Codec, action: Action) -> str:
+    """The text of a turn without its end token; ids that are no tokens are passed over."""
+    ids = action.ids[:-1] if action.ids and action.ids[-1] in codec.end_ids else action.ids
+    return codec.decode(index for index in ids if 0 <= index < codec.vocab_size)
+
+
+def _calls(turns: Iterable[EpisodeTurn], tools: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the tools that were called without an error, in order."""
+    for turn in turns:
+        try:
+            parsed = parse_turn(turn.action)
+        except TurnError:
+            continue
+        # A call beyond the image budget ends the episode before its name is checked.
+        if turn.error is None and isinstance(parsed, ToolCall) and parsed.name in tools:
+            yield parsed.name
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _tasks(text: str) -> str | tuple[str, ...]:
+    return text if text in TASK_GROUPS else _names(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+_ENV_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "source": {"help": "a copy of a data set, such as odinw:/path; default: rendered tasks"},
+    "tasks": {"type": _tasks, "help": "task types, or grounding, or qa; default: those of the id", "metavar": "A,B"},
+    "difficulty": {"type": int, "help": "1 to 5; rendered tasks only"},
+    "split": {"help": "train, val or test; rendered tasks only; default: test"},
+    "tools": {"type": _names, "help": "'' for none; default: those of the id", "metavar": "A,B"},
+    "box_frame": {"choices": list(BOX_FRAMES), "help": "how boxes are written; default: that of the id"},
+    "max_pixels": {"type": _count, "help": "larger images are shown smaller; default: that of the id"},
+}
+"""Passed to `gym.make` where they are given."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m agents.evaluate", description="Plays an agent and prints how well it does.")
+    add = parser.add_argument
+    add("--agent", required=True, help="random, oracle, vlm:PATH or vlm:tiny (the checkpoint that ships with this)")
+    add("--env", default="MultiImageQA-v0", help=f"{', '.join(mimgenv.ENVIRONMENTS)}; default: %(default)s")
+    for option, settings in _ENV_OPTIONS.items():
+        add(f"--{option}", **settings)
+    add("--episodes", type=_count, default=200, help="default: %(default)s")
+    add("--first_seed", type=int, default=0, help="default: %(default)s")
+    add("--parallel", type=_count, default=64, help="most episodes under way at a time; default: %(default)s")
+    add("--seed", type=int, default=0, help="of the agent's own choices; default: %(default)s")
+    add("--output", type=Path, metavar="DIR", help="default: runs/evaluate-AGENT-ENV")
+    add("--zoom", type=float, default=0.0, help="oracle: share of grounding episodes in which it zooms first")
+    add("--grid", type=float, default=ORACLE_GRID, help="oracle: coordinates are multiples of it; default: %(default)s")
+    add("--temperature", type=float, default=0.0, help="vlm: default: %(default)s, the likeliest token")
+    add("--max_tokens", type=_count, default=256, help="vlm: longest turn; default: %(default)s")
+    add("--device", default="cpu", help="vlm: default: %(default)s")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="vlm: default: %(default)s")
+    return parser
+
+
+def _env_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in _ENV_OPTIONS if getattr(options, name) is not None}
+    for name in ("difficulty", "split"):
+        if "source" in given and name in given:
+            raise ConfigurationError(f"--{name} is for rendered tasks, {given['source']} has none")
+    return given if "source" in given else {"split": "test"} | given
+
+
+def _agent(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
+    """The agent that `--agent` names, as this environment needs it."""
+    kind, _, path = options.agent.partition(":")
+    if options.agent == "random":
+        from agents.random_agent import RandomAgent
+
+        return RandomAgent(tools=tuple(env.tools), box_frame=env.box_frame, seed=options.seed)
+    if options.agent == "oracle":
+        return _oracle(options, env)
+    if kind == "vlm" and path:
+        return _vlm(options, path)
+    raise ConfigurationError(f"agent {options.agent!r} is not one of random, oracle, vlm:PATH")
+
+
+def _oracle(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
+    from agents.oracle import OracleAgent
+
+    if not 0 <= options.zoom <= 1 or options.grid <= 0:
+        raise ConfigurationError(f"zoom {options.zoom} must be in [0, 1], grid {options.grid} above 0")
+    if options.zoom and "zoom" not in env.tools:
+        raise ConfigurationError(f"{options.env} has no zoom tool, its tools are {list(env.tools)}")
+    return OracleAgent(env.box_frame, grid=options.grid, zoom=options.zoom, seed=options.seed)
+
+
+def _vlm(options: argparse.Namespace, path: str) -> Agent:
+    from agents.vlm import VLMAgent
+
+    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
+    try:
+        return VLMAgent.load(path, device=options.device, dtype=options.dtype, **sampling)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's for a device it lacks is an AssertionError
+        raise ConfigurationError(f"{options.agent} cannot be loaded: {error}") from error
+
+
+def _play(options: argparse.Namespace) -> Report:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    arguments = _env_arguments(options)
+    env = open_env(options.env, arguments)
+    agent = _agent(options, env)
+    arguments |= {"source": env.source, "first_seed": options.first_seed, "parallel": options.parallel}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("episodes", total=min(options.episodes, len(env.source)))
+        arguments |= {"name": options.agent, "on_finish": lambda record: progress.advance(bar)}
+        return evaluate_agent(agent, options.env, options.episodes, **arguments)
+
+
+def _output(options: argparse.Namespace) -> Path:
+    agent = options.agent if Path(options.agent).name == options.agent else f"vlm-{Path(options.agent).name}"
+    return options.output or Path("runs", re.sub(r"[^\w.-]+", "-", f"evaluate-{agent}-{options.env}"))
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:.3f}" + ("" if math.isnan(estimate.half_width) else f" ± {estimate.half_width:.3f}")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    form = "" if row.format is None else f"{row.format:.3f}"
+    numbers = _interval(row.score), f"{row.success:.3f}", _interval(row.reward), form, f"{row.turns:.2f}"
+    return row.name, str(row.episodes), *numbers
+
+
+def _print(report: Report, title: str, files: Sequence[Path]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    caption = "score: IoU or exact match; ±: half of the 95 % confidence interval"
+    table = Table(title=title, caption=caption, box=SIMPLE, padding=0)  # fits 80 columns
+    for column in ("task", "episodes", "score", "success", "reward", "format", "turns"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*_cells(row))
+    table.add_section()
+    for group in (report.grounding, report.qa, report.all):
+        if group is not None:
+            table.add_row(*_cells(group))
+    console = Console()
+    console.print(table)
+    if report.tools:
+        console.print(_tool_table(report))
+    for file in files:
+        console.print(str(file), soft_wrap=True, markup=False, highlight=False)
+
+
+def _tool_table(report: Report) -> Any:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(title="tool use", box=SIMPLE)
+    for column in ("tool", "calls per episode", "episodes with a call"):
+        table.add_column(column, justify="left" if column == "tool" else "right")
+    calls = report.all.tool_calls
+    for tool in report.tools:
+        share = statistics.fmean(tool in record.tool_calls for record in report.records)
+        table.add_row(tool, f"{calls.get(tool, 0.0):.3f}", f"{share:.1%}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: a table on the screen, records and a page in a folder."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        report = _play(options)
+        files = report.write(_output(options))
+    except (MimgenvError, gym.error.Error, OSError, ImportError) as error:
+        parser.error(str(error))
+    _print(report, f"{options.agent} on {options.env}", files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The command: `python -m rl.train [recipe.toml] [--key value …] [--resume]`.
+
+Reads a configuration, shows progress, prints the result. Everything else is in trainer.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from rl.config import TrainConfig, read_config
+
+
+class ProgressBars:
+    """One bar per phase, with the latest figures beside it."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
+        self._bars: dict[str, TaskID] = {}
+        self._latest: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def __call__(self, phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Moves the bar of a phase."""
+        if phase not in self._bars:
+            self._bars[phase] = self._progress.add_task({"sft": "cold start"}.get(phase, phase), figures="")
+        self._latest |= {name: value for name, value in metrics.items() if name in _SHOWN}
+        figures = "  ".join(f"{_SHOWN[name]} {value:.2f}" for name, value in self._latest.items())
+        self._progress.update(self._bars[phase], completed=step, total=total, figures=figures)
+
+
+_SHOWN = {
+    "loss/sft": "loss",
+    "stage": "stage",
+    "probe/reward/iou": "probe iou",
+    "probe/reward/format": "format",
+    "reward/total": "reward",
+    "reward/iou": "iou",
+    "held_out/reward/iou": "held-out iou",
+}
+
+
+def _change(before: Mapping[str, float], after: Mapping[str, float], key: str) -> str:
+    return f"{before.get(key, float('nan')):.2f} -> {after.get(key, float('nan')):.2f}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 on a wrong command line."""
+    arguments = list(sys.argv[1:] if words is None else words)
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__, TrainConfig.__doc__, sep="\n")
+        return 0
+    resume = "--resume" in arguments
+    console = Console()
+    try:
+        config = read_config([word for word in arguments if word != "--resume"])
+        from rl.trainer import GRPOTrainer  # torch: only once the command line is right
+
+        with ProgressBars(console) as bars:
+            result = GRPOTrainer(config, resume=resume, on_step=bars).train()
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        print(f"rl.train: {error}", file=sys.stderr)
+        return 2
+    for name in sorted(dataclasses.asdict(result)["after"]):
+        if name.startswith(("iou/", "answer/")):
+            console.print(f"{name}: {_change(result.before, result.after, name)}")
+    console.print(f"sampled iou {_change(result.before_sampled, result.after_sampled, 'reward/iou')}")
+    console.print(f"[bold]{config.output}[/]: curve.png, episodes.html, model/ (play it as vlm:{config.output}/model)")
+    print(
+        f"held-out iou {_change(result.before, result.after, 'reward/iou')}, "
+        f"reward {_change(result.before, result.after, 'reward/total')}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    raise SystemExit(main())
