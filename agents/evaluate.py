@@ -27,7 +27,7 @@ from agents.rollout import run_episodes
 from agents.types import Action, Agent, Trajectory
 from mimgenv.codec import Codec
 from mimgenv.env import MultiImageEnv
-from mimgenv.errors import ConfigurationError, MimgenvError, TurnError
+from mimgenv.errors import ConfigurationError, MimgenvError
 from mimgenv.geometry import BOX_FRAMES
 from mimgenv.parsing import ToolCall, parse_turn
 from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, write_records
@@ -319,7 +319,7 @@ def record_of(trajectory: Trajectory, env: MultiImageEnv, agent: str) -> Episode
         reward_parts=trajectory.reward_parts,
         stop=trajectory.stop,
         success=trajectory.success,
-        tool_calls=tuple(_calls(turns, env.tools)),
+        tool_calls=tuple(_calls(turns)),
         truth=task.truth,
         prediction=env.prediction,
         views=tuple(ViewRecord(view.image, view.region, *view.size) for view in env.views),
@@ -332,16 +332,13 @@ def turn_text(codec: Codec, action: Action) -> str:
     return codec.decode(index for index in ids if 0 <= index < codec.vocab_size)
 
 
-def _calls(turns: Iterable[EpisodeTurn], tools: Mapping[str, Any]) -> Iterator[str]:
+def _calls(turns: Iterable[EpisodeTurn]) -> Iterator[str]:
     """Names of the tools that were called without an error, in order."""
     for turn in turns:
-        try:
+        if turn.error is None:  # so the environment has parsed it, and knows the tool
             parsed = parse_turn(turn.action)
-        except TurnError:
-            continue
-        # A call beyond the image budget ends the episode before its name is checked.
-        if turn.error is None and isinstance(parsed, ToolCall) and parsed.name in tools:
-            yield parsed.name
+            if isinstance(parsed, ToolCall):
+                yield parsed.name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -359,9 +356,15 @@ def _tasks(text: str) -> str | tuple[str, ...]:
     return text if text in TASK_GROUPS else _names(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
     return int(text)
 
 
@@ -385,9 +388,9 @@ def _parser() -> argparse.ArgumentParser:
     for option, settings in _ENV_OPTIONS.items():
         add(f"--{option}", **settings)
     add("--episodes", type=_count, default=200, help="default: %(default)s")
-    add("--first_seed", type=int, default=0, help="default: %(default)s")
+    add("--first_seed", type=_whole, default=0, help="default: %(default)s")
     add("--parallel", type=_count, default=64, help="most episodes under way at a time; default: %(default)s")
-    add("--seed", type=int, default=0, help="of the agent's own choices; default: %(default)s")
+    add("--seed", type=_whole, default=0, help="of the agent's own choices; default: %(default)s")
     add("--output", type=Path, metavar="DIR", help="default: runs/evaluate-AGENT-ENV")
     add("--zoom", type=float, default=0.0, help="oracle: share of grounding episodes in which it zooms first")
     add("--grid", type=float, default=ORACLE_GRID, help="oracle: coordinates are multiples of it; default: %(default)s")
@@ -412,7 +415,7 @@ def _agent(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
     if options.agent == "random":
         from agents.random_agent import RandomAgent
 
-        return RandomAgent(tools=tuple(env.tools), box_frame=env.box_frame, seed=options.seed)
+        return RandomAgent(tools=tuple(env.tools.values()), box_frame=env.box_frame, seed=options.seed)
     if options.agent == "oracle":
         return _oracle(options, env)
     if kind == "vlm" and path:

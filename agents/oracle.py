@@ -15,6 +15,7 @@ import numpy as np
 from agents.types import History
 from mimgenv import load_task
 from mimgenv.geometry import View, iou
+from mimgenv.tools import whole_pixels
 from mimgenv.types import Box, Grounding, Image, Task, TextAnswer
 
 
@@ -62,29 +63,34 @@ class OracleAgent:
             if not history.turns:
                 call = {"name": "zoom", "arguments": {"image": number, "bbox_2d": region}}
                 return f"{thought}<tool_call>{json.dumps(call)}</tool_call>"
-            corners = view.to_original(region, self.box_frame)
+            corners = whole_pixels(view.to_original(region, self.box_frame), task.images[number - 1])
             view, number = View(shown[-1], number, corners), len(shown)
         box = self._round(view.from_original(task.truth.box, self.box_frame), view)
         answer = {"image": number, "label": task.truth.label, "bbox_2d": box}
-        return f"{thought}<answer>{json.dumps(answer)}</answer>"
+        return f"{thought}<answer>{json.dumps(answer, ensure_ascii=False)}</answer>"
 
     def _zooms(self, history: History) -> bool:
-        if self.zoom <= 0 or history.budget.turns < 1:
+        if history.turns:
+            return bool(history.message.images)  # a call that was refused brought none
+        if self.zoom <= 0 or min(history.budget.turns - 1, history.budget.images) < 1:
             return False
         number = int.from_bytes(history.task_id.encode()[-4:], "little")
         return bool(np.random.default_rng([self.seed, number]).random() < self.zoom)
 
     def _zoom_region(self, box: Box, view: View) -> Box:
-        """A region around the target, inside the image, on the grid."""
+        """A region that holds the target, inside the image, on the grid and on whole pixels of the original."""
         extent = view.extent(self.box_frame)
         target = view.from_original(box, self.box_frame)
         lows, highs = [], []
         for axis, limit in enumerate(extent):
+            unit = max(self.grid, limit / view.region[axis + 2])
             side = limit * self.zoom_share
+            if target[axis + 2] - target[axis] > side - 2 * unit:
+                side = limit
             low = (target[axis] + target[axis + 2] - side) / 2
-            low = min(max(0.0, round(low / self.grid) * self.grid), limit - side)
-            lows.append(_number(low))
-            highs.append(_number(low + side))
+            low = min(max(0.0, round(low / unit) * unit), limit - side)
+            lows.append(_number(round(low / self.grid) * self.grid))
+            highs.append(_number(round((low + side) / self.grid) * self.grid))
         return lows[0], lows[1], highs[0], highs[1]
 
     def _round(self, box: Box, view: View) -> Box:
@@ -113,4 +119,5 @@ def _widen(low: float, grid: float, limit: float) -> tuple[float, float]:
 
 def _number(value: float) -> float:
     """A whole number as int, so that it is written without a point."""
-    return int(value) if float(value).is_integer() else round(float(value), 4)
+    value = round(float(value), 4)
+    return int(value) if value.is_integer() else value

@@ -19,13 +19,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.chat import Chat
 from mimgenv.codec import Codec
 from mimgenv.geometry import smart_resize
-from mimgenv.tools import resize
 from mimgenv.types import Image
 
 MODEL_FILES: Final = ("config.json", "tokenizer.json")
@@ -147,7 +147,8 @@ class QwenVL:
     def patches(self, image: Image) -> npt.NDArray[np.float32]:
         """(patches, channels · frames · patch · patch) float32, in the order of Qwen2-VL's image processor."""
         height, width = self.size(image)
-        pixels = (resize(image, width, height).astype(np.float32) / 255 - self.mean) / self.std
+        resized = PillowImage.fromarray(image).resize((width, height), PillowImage.Resampling.BICUBIC)
+        pixels = (np.asarray(resized, np.float32) / 255 - self.mean) / self.std
         m, p = self.merge, self.patch
         blocks = pixels.transpose(2, 0, 1).reshape(3, height // p // m, m, p, width // p // m, m, p)
         ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
@@ -219,6 +220,8 @@ def speed_up_vision(visual: nn.Module) -> None:
     embed = visual.patch_embed
     embed.forward = types.MethodType(_embed_patches, embed)
     for block in visual.blocks:
+        if hasattr(block.attn, "stock_forward"):  # this model has been here before
+            continue
         block.attn.stock_forward = block.attn.forward
         block.attn.forward = types.MethodType(_attend_images, block.attn)
 
@@ -277,7 +280,7 @@ def load_qwen_vl(name: str, device: str = "cpu", dtype: str = "float32") -> Qwen
         missing = [file for file in MODEL_FILES if not (Path(path) / file).is_file()]
         if missing:
             raise FileNotFoundError(f"{path} holds no model: {', '.join(missing)} missing")
-    elif path.startswith((".", "/")):
+    elif path.startswith((".", "/")) or path.count("/") > 1:  # a hub name has one slash at most
         raise FileNotFoundError(f"{path} is not a directory")
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         path, dtype=getattr(torch, dtype), attn_implementation="sdpa"

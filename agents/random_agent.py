@@ -6,6 +6,7 @@ the sizes of the images: it neither reads the question nor knows what kind of an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,8 @@ from mimgenv.tools import TOOLS, Tool
 
 LIMITS: Final = TurnLimits(thought=16, label=16)
 """A free walk seldom ends a text before its limit: short ones leave tokens for the box."""
+WALKS: Final = 16
+"""Most walks for one turn: a walk that ends in an inverted box is walked again."""
 
 
 class RandomAgent:
@@ -54,7 +57,11 @@ class RandomAgent:
         calls = bool(self.tools) and budget.turns > 1 and budget.images > 0 and rng.random() < self.tool_rate
         tools, answers = (self.tools, ()) if calls else ({}, ("grounding",))
         grammar = turn_grammar(self._extents(history), tools, answers, self.box_frame, LIMITS)
-        return _walk(grammar, budget.tokens // max(1, budget.turns), rng)
+        for _ in range(WALKS):
+            ids = _walk(grammar, budget.tokens // max(1, budget.turns), rng)
+            if _is_upright(default_codec().decode(ids)):
+                break
+        return ids
 
     def _extents(self, history: History) -> list[tuple[float, float]]:
         messages = [*(turn.message for turn in history.turns), history.message]
@@ -75,6 +82,13 @@ def _tokens() -> _Tokens:
     codec = default_codec()
     texts = [codec.decode([index]) for index in range(codec.vocab_size)]
     return _Tokens(np.array([text[:1] for text in texts]), np.array([len(text) for text in texts]))
+
+
+def _is_upright(text: str) -> bool:
+    """Whether a box in the turn has x1 < x2 and y1 < y2: the one thing that the grammar cannot say."""
+    boxes = re.findall(r'"bbox_2d": \[([\d., ]+)\]', text.rpartition("</think>")[2])
+    corners = [[float(number) for number in box.split(",")] for box in boxes]
+    return all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in corners)
 
 
 def _walk(grammar: str, allowance: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -81,12 +81,17 @@ def run_episodes(
         parallel: Most episodes under way at a time, where environments are made here.
         on_finish: Called with (index, environment, trajectory) as each episode ends.
         **arguments: For `gym.make`.
+
+    Raises:
+        ValueError: If there are no environments, or the agent does not return one action per history.
     """
     if isinstance(env, str) or callable(env):
         codec = codec_of(agent)
         envs = make_envs(env, min(parallel, len(starts)), **({"codec": codec} if codec else {}) | arguments)
     else:
         envs = list(env)
+    if starts and not envs:
+        raise ValueError(f"{len(starts)} episodes, no environments to play them in")
     finished: dict[int, Trajectory] = {}
     waiting = list(enumerate(starts))[::-1]
     free = envs[::-1]

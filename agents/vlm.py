@@ -47,4 +47,10 @@ class VLMAgent:
         """One completion per history; all are sampled together."""
         left = max((history.budget.tokens for history in histories), default=1)
         parameters = replace(self.parameters, max_tokens=max(1, min(self.parameters.max_tokens, left)))
-        return self.sampler.sample([self.chat.prompt(history) for history in histories], parameters)
+        actions = self.sampler.sample([self.chat.prompt(history) for history in histories], parameters)
+        return [_cut(action, history.budget.tokens) for action, history in zip(actions, histories, strict=True)]
+
+
+def _cut(action: Action, left: int) -> Action:
+    """The action as far as its own budget goes: the longest one's decided how far all were sampled."""
+    return action if len(action.ids) <= left else Action(action.ids[:left], action.logprobs[:left], "length")

@@ -37,6 +37,7 @@ CHARACTERS_PER_TOKEN: Final = 4
 
 MAX_SIDE: Final = 4096
 MAX_TEXT: Final = 16_384
+IMAGES: Final = ImageSpace(MAX_SIDE)
 
 Actions: TypeAlias = Sequence[int] | npt.NDArray[np.int64] | str
 
@@ -105,7 +106,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         max_tokens: int = 4096,
         max_images: int = 12,
         world: str = "tabletop",
-        max_pixels: int = 448 * 448,
+        max_pixels: int = 1280 * 28 * 28,
         render_mode: str | None = None,
     ) -> None:
         for what, value, table in (
@@ -129,6 +130,9 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         )
         self.action_space = TokenTurn(self.codec.vocab_size, max_tokens)
         self._task: Task | None = None
+        self._views: list[View] = []
+        self._answer: Answer | None = None
+        self._stop: str | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -225,12 +229,15 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
             self._stop = self._why_stopped(None) or "image_limit"
             return None
         try:
-            return call_tool(self.tools, context, call.name, dict(call.arguments))
+            view = call_tool(self.tools, context, call.name, dict(call.arguments))
+            if not isinstance(view, View) or not IMAGES.contains(view.pixels):
+                raise TypeError(f"tool {call.name} returned no view of an image in {IMAGES}")
+            return view
         except TurnError:
             raise
         except Exception:  # a tool is users' code: its crash ends this episode, not the run
             logger.exception("tool %s failed", call.name)
-            self._stop = "env_error"
+            self._stop = self._why_stopped(None) or "env_error"
             return None
 
     def _read_answer(self, task: Task, text: str) -> Answer:

@@ -35,6 +35,10 @@ UNIT: Final = r"0(\.[0-9]{1,4})?|1(\.0{1,4})?"
 _NOT_IN_TEXT: Final = r"<\x00-\x1f\x7f"
 _NOT_IN_LABEL: Final = _NOT_IN_TEXT + r'"\\'
 
+_SLICES: Final = [f"[^{_NOT_IN_LABEL}]{{1,10}}", f"[^{_NOT_IN_LABEL}]{{1,30}}"]
+"""Tokens that llguidance allows all at once where they fit. Its own choice holds `<`, which never fits here; with this
+one, masks over 151 000 tokens are 18 times faster."""
+
 _Size: TypeAlias = tuple[int, int]
 
 
@@ -217,7 +221,7 @@ class TurnMatcher:
     @property
     def done(self) -> bool:
         """Whether the turn is complete: only the end-of-turn token may come, or it has come."""
-        return self._matcher.is_accepting()
+        return bool(self._matcher.is_accepting())
 
 
 @lru_cache(maxsize=256)
@@ -251,4 +255,4 @@ def _tokenizer(codec: Codec) -> LLTokenizer:
     Not straight from the tokenizer's JSON: there llguidance takes every added token that looks like `<…>` for a
     special one, so that `<think>` or Qwen's `<tool_call>` could only be spelled out.
     """
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(codec)), eos_token=codec.end_ids[0])
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(codec)), eos_token=codec.end_ids[0], slices=_SLICES)

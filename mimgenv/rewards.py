@@ -82,6 +82,11 @@ def tool_gain_part(outcome: Outcome) -> float | None:
     return float(outcome.tool_images > 0 and succeeded(outcome))
 
 
+def accuracy_part(outcome: Outcome) -> float | None:
+    """1 if the answer counts as right, else 0."""
+    return float(succeeded(outcome))
+
+
 def succeeded(outcome: Outcome) -> bool:
     """Whether the answer counts as right: IoU above 0.5 in the right image, or the right text."""
     return (iou_part(outcome) or 0.0) > SUCCESS_IOU or answer_part(outcome) == 1.0
@@ -93,7 +98,7 @@ REWARDS: Final[dict[str, Reward]] = {
     "grounding": {**_SCORE, "format": (format_part, 0.5)},
     "image_aware_recon": {**_SCORE, "image": (image_part, 0.5), "format": (format_part, 0.5)},
     "tool_gain_recon": {**_SCORE, "format": (format_part, 0.2), "tool_gain": (tool_gain_part, 1.2)},
-    "accuracy": {"accuracy": (lambda outcome: float(succeeded(outcome)), 1.0)},
+    "accuracy": {"accuracy": (accuracy_part, 1.0)},
 }
 """Presets. `*_recon` are reconstructions: MIRG-RL's dual reward (the weight of the image part is ours) and IMAgent's
 gain for tool use (weights as in DeepEyes, `0.8 acc + 0.2 format + 1.2 tool`, with the answer at full weight)."""

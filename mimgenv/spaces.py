@@ -91,6 +91,8 @@ class TokenTurn(spaces.Space[npt.NDArray[np.int64]]):
 
     def contains(self, x: Any) -> bool:
         """Whether `x` is a sequence of ids in range, not longer than a turn may be."""
+        if isinstance(x, np.ndarray) and x.ndim != 1:
+            return False
         if isinstance(x, str) or not hasattr(x, "__len__") or len(x) > self.max_tokens:
             return False
         return all(isinstance(i, int | np.integer) and 0 <= i < self.vocab_size for i in x)

@@ -125,7 +125,7 @@ class Zoom:
         view = context.view(arguments["image"])
         box = context.box(view, arguments["bbox_2d"])
         original = context.originals[view.image - 1]
-        x1, y1, x2, y2 = _whole_pixels(view.to_original(box, context.box_frame), original)
+        x1, y1, x2, y2 = whole_pixels(view.to_original(box, context.box_frame), original)
         longest = max(view.size)
         scale = longest / max(x2 - x1, y2 - y1)
         width, height = (max(1, round(side * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in (x2 - x1, y2 - y1))
@@ -133,7 +133,7 @@ class Zoom:
         return View(pixels, view.image, (float(x1), float(y1), float(x2), float(y2)))
 
 
-def _whole_pixels(box: Box, original: Image) -> tuple[int, int, int, int]:
+def whole_pixels(box: Box, original: Image) -> tuple[int, int, int, int]:
     """A region in whole pixels inside the original, at least `MIN_CROP` wide and high."""
     sides = []
     for low, high, limit in ((box[0], box[2], original.shape[1]), (box[1], box[3], original.shape[0])):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +33,14 @@ class Progress:
         step: Updates of this phase so far.
         stage: Stage of the cold start's curriculum.
         stage_step: Updates before that stage began.
+        skills: Score by task type at the last probe of the cold start.
     """
 
     phase: str
     step: int
     stage: int = 0
     stage_step: int = 0
+    skills: Mapping[str, float] = field(default_factory=dict)
 
 
 def checkpoints(folder: Path) -> list[Path]:

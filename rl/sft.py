@@ -7,9 +7,10 @@ several, then the tasks themselves. Which rows are trained on when is a pure fun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL
 from agents.rollout import make_envs, run_episodes
 from agents.types import Agent, Trajectory
-from mimgenv import load_task, siblings
+from mimgenv import Task, siblings
 from rl.batch import Sample, pack
 from rl.config import TrainConfig
 from rl.loss import sft_loss
@@ -31,11 +32,13 @@ Rows = list[list[Sample]]
 
 STAGE_IOU: Final = 0.5
 """An early stage ends when the probe's IoU on its own tasks reaches this."""
+LEAST_SHARE: Final = 0.1
+"""A type that is mastered is still shown this often, relative to one that is not at all."""
 EASY_QUESTIONS: Final = 4
 """Questions about one image of an early stage: as many as there are things, and one more."""
 PLAYED_TOGETHER: Final = 64
 EARLIER_SHARE: Final = 5
-"""Every so many updates of a later stage are on rows of the stage before it, so that its skill is kept."""
+"""Every so many updates of a later stage, one is on rows of an earlier stage, so that its skill is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +57,27 @@ def sft_sample(chat: Chat, trajectory: Trajectory) -> Sample:
 
 
 def play_rows(
-    agent: Agent, chat: Chat, env: str, arguments: Mapping[str, Any], task_ids: Sequence[str], questions: int
-) -> Rows:
-    """Plays each task and at most `questions - 1` of its siblings; one row of samples per task."""
+    agent: Agent, chat: Chat, env: str, arguments: Mapping[str, Any], tasks: Iterable[Task], questions: int
+) -> dict[str, Rows]:
+    """Plays each task and at most `questions - 1` of its siblings: one row per task, by the task's type."""
     envs = make_envs(env, PLAYED_TOGETHER, **{"codec": chat.codec, **arguments})
-    rows: Rows = []
-    for begin in range(0, len(task_ids), PLAYED_TOGETHER):  # a few at a time, while their images are in the cache
-        chunk = task_ids[begin : begin + PLAYED_TOGETHER]
-        families = [[task_id, *_siblings(task_id, questions - 1)] for task_id in chunk]
+    rows: dict[str, Rows] = {}
+    stream = iter(tasks)
+    while chunk := list(islice(stream, PLAYED_TOGETHER)):  # a few at a time, while their images are in the cache
+        families = [[task.task_id, *_siblings(task, questions - 1)] for task in chunk]
         trajectories = run_episodes(agent, envs, [task_id for family in families for task_id in family])
         samples = iter([sft_sample(chat, trajectory) for trajectory in trajectories])
-        rows += [[next(samples) for _ in family] for family in families]
+        for task, family in zip(chunk, families, strict=True):
+            rows.setdefault(task.task_type, []).append([next(samples) for _ in family])
     return rows
 
 
-def _siblings(task_id: str, count: int) -> list[str]:
-    family = siblings(load_task(task_id))
-    order = np.random.default_rng(list(task_id.encode())).permutation(len(family))
-    return [family[index].task_id for index in order[: max(count, 0)]]
+def _siblings(task: Task, count: int) -> list[str]:
+    """At random, but those that leave the image to be found come first: they teach most."""
+    family = siblings(task)
+    order = np.random.default_rng(list(task.task_id.encode())).permutation(len(family))
+    chosen = sorted((family[index] for index in order), key=lambda sibling: sibling.named_image is not None)
+    return [sibling.task_id for sibling in chosen[: max(count, 0)]]
 
 
 def curriculum(config: TrainConfig) -> tuple[Stage, ...]:
@@ -97,40 +103,43 @@ class ColdStart:
         self.stages = curriculum(config)
 
     @cached_property
-    def pools(self) -> tuple[Rows, ...]:
-        """The rows of each stage, played by the oracle."""
+    def pools(self) -> tuple[dict[str, Rows], ...]:
+        """The rows of each stage by the type of their first task, played by the oracle."""
         return tuple(self._pool(number, stage) for number, stage in enumerate(self.stages))
 
-    def _pool(self, number: int, stage: Stage) -> Rows:
+    def _pool(self, number: int, stage: Stage) -> dict[str, Rows]:
         env = make_envs(self.config.env, 1, **stage.arguments)[0].unwrapped
         source = env.source  # type: ignore[attr-defined]
         first = (self.config.seed * len(self.stages) + number) * self.config.sft_tasks
         count = min(stage.tasks, len(source))
-        task_ids = [source.task(first + index).task_id for index in range(count)]
-        can_zoom = "zoom" in env.tools  # type: ignore[attr-defined]
+        tasks = (source.task(first + index) for index in range(count))
+        zooms = "zoom" in env.tools and number == len(self.stages) - 1  # type: ignore[attr-defined]
         oracle = OracleAgent(
             env.box_frame,  # type: ignore[attr-defined]
             think="label",
             grid=7 if self.config.source is None else 1,
-            zoom=self.config.sft_zoom if can_zoom else 0.0,
+            zoom=self.config.sft_zoom if zooms else 0.0,
             seed=self.config.seed,
         )
-        return play_rows(oracle, self.chat, self.config.env, stage.arguments, task_ids, stage.questions)
+        return play_rows(oracle, self.chat, self.config.env, stage.arguments, tasks, stage.questions)
 
-    def rows(self, stage: int, update: int) -> Rows:
-        """The rows of one update of a stage."""
-        if stage > 0 and update % EARLIER_SHARE == EARLIER_SHARE - 1:
-            return self._draw(stage - 1, update // EARLIER_SHARE, salt=1)
-        return self._draw(stage, update, salt=0)
+    def rows(self, stage: int, update: int, skills: Mapping[str, float] | None = None) -> Rows:
+        """The rows of one update of a stage.
 
-    def _draw(self, stage: int, update: int, salt: int) -> Rows:
-        """Rows in a new random order every time the pool has been gone through."""
+        Args:
+            stage: Index into `stages`.
+            update: Updates of this stage so far.
+            skills: Score in [0, 1] by task type, as last measured: the less a type is mastered, the more it is shown.
+        """
+        turn, place = divmod(update, EARLIER_SHARE)
+        if stage > 0 and place == EARLIER_SHARE - 1:
+            stage, skills = turn % stage, None
+        rng = np.random.default_rng([self.config.seed, stage, update])
         pool = self.pools[stage]
-        count = min(self.config.sft_rows, len(pool))
-        per_epoch = len(pool) // count
-        epoch, place = divmod(update, per_epoch)
-        order = np.random.default_rng([self.config.seed, stage, salt, epoch]).permutation(len(pool))
-        return [pool[index] for index in order[place * count : (place + 1) * count]]
+        types = list(pool)
+        shares = np.array([max(1 - (skills or {}).get(name, 0.0), LEAST_SHARE) for name in types])
+        drawn = rng.choice(len(types), self.config.sft_rows, p=shares / shares.sum())
+        return [pool[types[index]][rng.integers(len(pool[types[index]]))] for index in drawn]
 
 
 def sft_step(

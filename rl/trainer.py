@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,10 +108,10 @@ class GRPOTrainer:
             state = self.progress
             began = time.process_time()
             _set_rate(optimizer, config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
-            rows = cold_start.rows(state.stage, state.step - state.stage_step)
+            rows = cold_start.rows(state.stage, state.step - state.stage_step, state.skills)
             metrics = sft_step(self.qwen, optimizer, rows, config.max_grad_norm)
             metrics |= {"stage": float(state.stage), "time/update": time.process_time() - began}
-            self.progress = Progress("sft", state.step + 1, state.stage, state.stage_step)
+            self.progress = replace(state, step=state.step + 1)
             done = False
             if self.progress.step % config.sft_probe_every == 0:
                 done, probed = self._probe(cold_start)
@@ -138,6 +138,7 @@ class GRPOTrainer:
             if iou >= STAGE_IOU:
                 self.progress = Progress("sft", state.step, state.stage + 1, state.step)
             return False, metrics
+        self.progress = replace(state, skills={row.name: row.score.mean for row in report.rows})
         least = min((value for name, value in measured.items() if name.startswith("iou/")), default=0.0)
         well_formed = measured["reward/format"] >= config.sft_stop_format
         return iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed, metrics

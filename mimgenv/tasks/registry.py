@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -16,6 +17,8 @@ SOURCES: Final = ("odinw",)
 """What may stand before the colon of a source string."""
 
 TASK_GROUPS: Final = {"grounding": GROUNDING_TYPES, "qa": QA_TYPES}
+
+_SIBLING: Final = re.compile(r"(.+)\+(0|[1-9][0-9]{0,5})", re.DOTALL)
 
 
 def open_source(
@@ -41,7 +44,7 @@ def open_source(
     if isinstance(tasks, str) and tasks not in TASK_GROUPS:
         raise ConfigurationError(f"task group {tasks!r} is not one of {list(TASK_GROUPS)}")
     if source is None:
-        names = TASK_GROUPS[tasks] if isinstance(tasks, str) else tasks or TASK_TYPES
+        names = TASK_GROUPS[tasks] if isinstance(tasks, str) else TASK_TYPES if tasks is None else tasks
         return RenderedTasks(world, tuple(names), split, difficulty)
     if not isinstance(source, str):
         return source
@@ -63,8 +66,10 @@ def load_task(task_id: str) -> Task:
 
     Raises:
         TaskError: If there is no such task.
+        DatasetError: If the data that the id points to cannot be read.
     """
-    base, _, sibling = task_id.rpartition("+") if _is_sibling(task_id) else (task_id, "", "")
+    match = _SIBLING.fullmatch(task_id)
+    base = match[1] if match else task_id
     if base.startswith("rendered:"):
         task = load_rendered_task(base)
     elif base.startswith("odinw:"):
@@ -73,14 +78,9 @@ def load_task(task_id: str) -> Task:
         task = load_odinw_task(base)
     else:
         raise TaskError(f"no such task: {task_id}")
-    if not sibling:
+    if match is None:
         return task
     family = siblings(task)
-    if int(sibling) >= len(family):
+    if int(match[2]) >= len(family):
         raise TaskError(f"no such task: {task_id}; {base} has {len(family)} siblings")
-    return family[int(sibling)]
-
-
-def _is_sibling(task_id: str) -> bool:
-    base, plus, number = task_id.rpartition("+")
-    return bool(plus) and number.isdecimal() and bool(base)
+    return family[int(match[2])]

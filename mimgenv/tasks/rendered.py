@@ -62,7 +62,7 @@ def make_task(world: str, task_type: str, difficulty: int | None, split: str, nu
     """
     seed = SPLITS.index(split) * SPLIT_SIZE + number
     rng = np.random.default_rng([GENERATOR_VERSION, seed, zlib.crc32(task_type.encode())])
-    task_id = f"rendered:{world}/{task_type}/{difficulty or 'any'}/{split}/{number}"
+    task_id = _task_id(world, task_type, difficulty, split, number)
     for _ in range(ATTEMPTS):
         try:
             draft = TASK_TYPES[task_type](_world(world), rng, difficulty)
@@ -70,6 +70,10 @@ def make_task(world: str, task_type: str, difficulty: int | None, split: str, nu
         except TaskError as error:
             reason = error
     raise TaskError(f"{task_id}: no valid task in {ATTEMPTS} attempts, the last because {reason}")
+
+
+def _task_id(world: str, task_type: str, difficulty: int | None, split: str, number: int) -> str:
+    return f"rendered:{world}/{task_type}/{difficulty or 'any'}/{split}/{number}"
 
 
 def load_rendered_task(task_id: str) -> Task:
@@ -81,9 +85,11 @@ def load_rendered_task(task_id: str) -> Task:
     parts = task_id.removeprefix("rendered:").split("/")
     try:
         world, task_type, difficulty, split, number = parts
-        if world not in WORLDS or task_type not in TASK_TYPES or split not in SPLITS:
+        level, place = None if difficulty == "any" else int(difficulty), int(number)
+        known = world in WORLDS and task_type in TASK_TYPES and split in SPLITS and 0 <= place < SPLIT_SIZE
+        if not known or task_id != _task_id(world, task_type, level, split, place):
             raise ValueError
-        return make_task(world, task_type, None if difficulty == "any" else int(difficulty), split, int(number))
+        return make_task(world, task_type, level, split, place)
     except ValueError:
         raise TaskError(f"no such task: {task_id}") from None
 

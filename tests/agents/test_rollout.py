@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -177,7 +178,7 @@ def test_a_history_only_grows() -> None:
     (trajectory,) = run_episodes(agent, TINY, [0], max_turns=6)
     histories = [histories[0] for histories in agent.seen]
     assert [len(history.turns) for history in histories] == [0, 1, 2, 3]
-    for before, after in zip(histories, histories[1:], strict=False):
+    for before, after in pairwise(histories):
         assert all(a is b for a, b in zip(before.turns, after.turns, strict=False))
         assert after.turns[-1].message is before.message
     assert trajectory.turns[:-1] == histories[-1].turns
@@ -206,7 +207,12 @@ def test_the_code_of_what_was_wrong_lands_in_the_turn_and_its_text_in_the_next_m
 
 def test_an_episode_ends_with_why_it_ended_and_what_it_was_worth() -> None:
     void = run_episodes(Scripted(lambda history: "nonsense"), TINY, [0])[0]
-    assert (void.stop, void.success, void.reward, void.reward_parts) == ("void", False, 0.0, {"iou": 0.0, "format": 0.0})
+    assert (void.stop, void.success, void.reward, void.reward_parts) == (
+        "void",
+        False,
+        0.0,
+        {"iou": 0.0, "format": 0.0},
+    )
     answered = run_episodes(OracleAgent(), TINY, [0])[0]
     assert (answered.stop, answered.success, answered.reward) == ("answered", True, 1.5)
 
