@@ -63,7 +63,7 @@ class Chat:
 
     @cached_property
     def _special(self) -> tuple[str, ...]:
-        return tuple(self.codec.tokenizer.id_to_token(index) for index in self.codec.special_ids)
+        return tuple(self.codec.decode([index]) for index in self.codec.special_ids)
 
     @cached_property
     def _around(self) -> tuple[tuple[str, str], tuple[str, str]]:

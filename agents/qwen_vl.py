@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image as PillowImage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from agents.chat import Chat
@@ -153,8 +153,7 @@ class QwenVL:
         blocks = pixels.transpose(2, 0, 1).reshape(3, height // p // m, m, p, width // p // m, m, p)
         ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
         still = np.broadcast_to(ordered, (*ordered.shape[:5], self.frames, p, p))
-        flat: npt.NDArray[np.float32] = still.reshape(height // p * (width // p), -1)
-        return flat
+        return still.reshape(height // p * (width // p), -1).astype(np.float32, copy=False)
 
     def encode_images(self, images: Sequence[Image]) -> dict[bytes, Tensor]:
         """Features (tokens, hidden) of each distinct image, by digest: every image is encoded once."""
@@ -211,7 +210,7 @@ class QwenVL:
         return functional.log_softmax(logits, dim=-1)
 
 
-def speed_up_vision(visual: nn.Module) -> None:
+def speed_up_vision(visual: Any) -> None:
     """Makes the stock vision tower fast for many small images; the result is the same.
 
     Stock code loops over images in Python and runs a 3-D convolution whose kernel covers its whole input. Equal-sized
@@ -246,7 +245,7 @@ def _attend_images(
     cos, sin = (part.unsqueeze(-2).float() for part in position_embeddings)
     query, key = (_rotate(part, cos, sin) for part in (query, key))
     batch = [part.reshape(chunks, length // chunks, self.num_heads, -1).transpose(1, 2) for part in (query, key, value)]
-    mixed = functional.scaled_dot_product_attention(*batch, scale=self.scaling)
+    mixed = functional.scaled_dot_product_attention(batch[0], batch[1], batch[2], scale=self.scaling)
     projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(length, -1))
     return projected
 

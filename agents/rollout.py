@@ -45,9 +45,15 @@ def _step(episode: _Episode, action: Action) -> None:
     turns = (*history.turns, Turn(history.message, action, info["error"]))
     episode.history = replace(history, turns=turns, message=_message(observation), budget=Budget(**info["budget"]))
     if terminated or truncated:
-        task = info["task_id"], info["task_type"]
-        result = float(reward), info["reward_parts"], info["stop"], info["success"]
-        episode.finished = Trajectory(*task, turns, *result)
+        episode.finished = Trajectory(
+            task_id=info["task_id"],
+            task_type=info["task_type"],
+            turns=turns,
+            reward=float(reward),
+            reward_parts=info["reward_parts"],
+            stop=info["stop"],
+            success=info["success"],
+        )
 
 
 def make_envs(env: str | EnvFactory, count: int, **arguments: Any) -> list[gym.Env[Any, Any]]:

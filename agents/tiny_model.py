@@ -1,6 +1,6 @@
 """A tiny, randomly initialised Qwen2.5-VL that trains on a CPU in minutes, in the form of a real checkpoint.
 
-The real architecture at 0.3 M parameters. What makes it learn fast at this size: a large initial scale, a short
+The real architecture at 0.4 M parameters. What makes it learn fast at this size: a large initial scale, a short
 RoPE base, and M-RoPE sections of one, so that time, height and width each see all frequencies.
 """
 
@@ -60,7 +60,7 @@ def _configuration(tokenizer: Any) -> dict[str, Any]:
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": heads,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,

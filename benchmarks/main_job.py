@@ -31,9 +31,7 @@ def control(folder: Path) -> None:
     import torch
 
     from agents.qwen_vl import load_qwen_vl
-    from rl.config import TrainConfig
-    from rl.sft import ColdStart, sft_step
-    from rl.trainer import GRPOTrainer
+    from rl import ColdStart, GRPOTrainer, TrainConfig, sft_step
 
     torch.set_num_threads(1)
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -44,6 +42,8 @@ def control(folder: Path) -> None:
     qwen, budget = trainer.qwen, grpo_seconds(folder)
     cold_start = ColdStart(config, load_qwen_vl(config.start).chat)
     last = len(cold_start.pools) - 1
+    before = json.loads((folder / "before.json").read_text())["greedy"]
+    skills = {name.split("/")[1]: value for name, value in before.items() if name.startswith(("iou/", "answer/"))}
     optimizer = torch.optim.AdamW(
         qwen.model.parameters(), config.sft_learning_rate, (0.9, 0.95), weight_decay=config.sft_weight_decay
     )
@@ -51,10 +51,10 @@ def control(folder: Path) -> None:
     while (spent := time.process_time() - began) < budget:
         for group in optimizer.param_groups:
             group["lr"] = config.sft_learning_rate * min(1.0, (update + 1) / 30) * max(0.02, 1 - spent / budget)
-        sft_step(qwen, optimizer, cold_start.rows(last, update), config.max_grad_norm)
+        sft_step(qwen, optimizer, cold_start.rows(last, update, skills), config.max_grad_norm)
         update += 1
     episodes = config.eval_episodes
-    greedy, sampled = trainer.evaluate(episodes, 0.0), trainer.evaluate(episodes, config.temperature)
+    greedy, sampled = (trainer.evaluate(episodes, t, split="test") for t in (0.0, config.temperature))
     both = {"greedy": greedy.metrics(), "sampled": sampled.metrics(), "updates": update, "seconds": budget}
     (folder / "control.json").write_text(json.dumps(both, indent=1))
 

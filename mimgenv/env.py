@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -125,9 +125,8 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self.reward: Reward = REWARDS[reward] if isinstance(reward, str) else reward
         self.max_turns, self.max_tokens, self.max_images = max_turns, max_tokens, max_images
         self.max_pixels = max_pixels
-        self.observation_space = spaces.Dict(
-            {"images": spaces.Sequence(ImageSpace(MAX_SIDE)), "text": UnicodeText(MAX_TEXT)}
-        )
+        shown = {"images": spaces.Sequence(ImageSpace(MAX_SIDE)), "text": UnicodeText(MAX_TEXT)}
+        self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(shown))
         self.action_space = TokenTurn(self.codec.vocab_size, max_tokens)
         self._task: Task | None = None
         self._views: list[View] = []
@@ -177,7 +176,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         reward = total_reward(self.reward, info["reward_parts"]) if done else 0.0
         return observation, reward, self._stop == "answered", done and self._stop != "answered", info
 
-    def render(self) -> Image | None:  # type: ignore[override]
+    def render(self) -> Image | None:
         """All images of the episode so far, side by side, (H, W, 3) uint8; None without a render mode."""
         if self.render_mode is None or self._task is None:
             return None

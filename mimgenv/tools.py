@@ -87,9 +87,12 @@ class Tool(Protocol):
         description: What it does and when to use it; part of the instructions.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    description: str
+    @property
+    def name(self) -> str: ...  # noqa: D102  described above
+    @property
+    def parameters(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def description(self) -> str: ...  # noqa: D102
 
     def __call__(self, context: ToolContext, arguments: dict[str, Any]) -> View:
         """Carries out a call whose keys are exactly `parameters`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class TrainConfig:
         sft_zoom: How often the oracle zooms first, where the environment has that tool.
         sft_stop_iou, sft_stop_type_iou, sft_stop_format: The cold start ends when the probe's mean IoU over grounding
             types, its least IoU of any of them, and its format rate reach these.
-        sft_probe_every, sft_probe_episodes: Updates between probes, and greedy episodes of each.
+        sft_probe_every, sft_probe_episodes: Updates between probes, and greedy episodes of each (`val` split).
 
         steps: GRPO updates.
         prompts_per_step, group_size: Tasks per update, and attempts at each.
@@ -58,7 +58,8 @@ class TrainConfig:
         divide_by_masked: Whether their tokens enter the loss's denominator.
         max_grad_norm: Gradients are clipped to this.
 
-        eval_every, eval_episodes: GRPO updates between held-out evaluations (0: only before and after), and episodes.
+        eval_every: GRPO updates between evaluations on the probe's episodes; 0: only before and after.
+        eval_episodes: Episodes of the evaluation before and after GRPO, greedy and sampled.
         save_every: Updates between checkpoints.
     """
 
@@ -78,24 +79,24 @@ class TrainConfig:
 
     cold_start: bool | None = None
     sft_tasks: int = 4500
-    sft_questions: int = 2
+    sft_questions: int = 3
     sft_rows: int = 16
     sft_steps: int = 2500
     sft_learning_rate: float = 2e-3
     sft_weight_decay: float = 0.01
     sft_zoom: float = 0.5
-    sft_stop_iou: float = 0.45
-    sft_stop_type_iou: float = 0.25
+    sft_stop_iou: float = 0.44
+    sft_stop_type_iou: float = 0.22
     sft_stop_format: float = 0.95
     sft_probe_every: int = 50
     sft_probe_episodes: int = 280
 
-    steps: int = 300
-    prompts_per_step: int = 14
+    steps: int = 350
+    prompts_per_step: int = 28
     group_size: int = 8
     temperature: float = 1.0
     max_turn_tokens: int = 24
-    learning_rate: float = 3e-4
+    learning_rate: float = 8e-4
     weight_decay: float = 0.0
     warmup: int = 10
     final_learning_rate: float = 0.1
@@ -109,8 +110,8 @@ class TrainConfig:
     divide_by_masked: bool = False
     max_grad_norm: float = 1.0
 
-    eval_every: int = 100
-    eval_episodes: int = 280
+    eval_every: int = 50
+    eval_episodes: int = 560
     save_every: int = 50
 
     def __post_init__(self) -> None:
@@ -136,9 +137,13 @@ class TrainConfig:
         return {name: value for name, value in chosen.items() if value is not None}
 
 
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
 def _convert(name: str, text: str, annotation: Any) -> Any:
     """A command-line word as the type of its field."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    options = _options(annotation)
     if text.lower() == "none" and type(None) in options:
         return None
     if any(typing.get_origin(option) is tuple for option in options) and ("," in text or str not in options):
@@ -156,12 +161,23 @@ def _convert(name: str, text: str, annotation: Any) -> Any:
     return text
 
 
-def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _check_names(names: Iterable[str], where: str) -> None:
     known = {item.name for item in fields(TrainConfig)}
-    unknown = sorted(set(settings) - known)
+    unknown = sorted(set(names) - known)
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:
+    """A value of a recipe as the type of its field; a list is a tuple, a whole number is a number too."""
+    value = tuple(value) if isinstance(value, list) else value
+    options = _options(annotation)
+    words = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if type(value) in options or (words and any(typing.get_origin(option) is tuple for option in options)):
+        return value
+    if float in options and type(value) is int:
+        return float(value)
+    raise ValueError(f"{where}: {name} {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
 
 
 def read_config(words: Sequence[str]) -> TrainConfig:
@@ -172,16 +188,18 @@ def read_config(words: Sequence[str]) -> TrainConfig:
     """
     rest = list(words)
     settings: dict[str, Any] = {}
+    annotations = typing.get_type_hints(TrainConfig)
     if rest and not rest[0].startswith("--"):
         path = Path(rest.pop(0))
-        settings |= _checked(tomllib.loads(path.read_text("utf-8")), str(path))
-    annotations = typing.get_type_hints(TrainConfig)
+        written = tomllib.loads(path.read_text("utf-8"))
+        _check_names(written, str(path))
+        settings = {name: _typed(name, value, annotations[name], str(path)) for name, value in written.items()}
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if not word.startswith("--") or (not equals and not rest):
             raise ValueError(f"{word}: expected --key value")
-        _checked({name: None}, word)
+        _check_names([name], word)
         settings[name] = _convert(name, text if equals else rest.pop(0), annotations[name])
     return TrainConfig(**settings)

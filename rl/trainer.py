@@ -160,7 +160,7 @@ class GRPOTrainer:
             metrics = self._grpo_step(step, envs, optimizer, reference) | {"learning_rate": rate}
             self.progress = Progress("grpo", step + 1)
             if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-                metrics |= self.evaluate(config.eval_episodes, 0.0).metrics("held_out/")
+                metrics |= self.evaluate(config.sft_probe_episodes, 0.0).metrics("held_out/")
             self.tracker.log("grpo", step + 1, metrics)
             self._on_step("grpo", step + 1, config.steps, metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -209,22 +209,31 @@ class GRPOTrainer:
         norm = torch.nn.utils.clip_grad_norm_(self.qwen.model.parameters(), config.max_grad_norm)
         optimizer.step()
         values = {"policy": loss.policy, "kl": loss.kl, "clip_fraction": loss.clip_fraction, "drift": loss.drift}
-        return {f"loss/{name}": float(value) for name, value in values.items()} | {"gradient/norm": float(norm)}
+        return {f"loss/{name}": value.item() for name, value in values.items()} | {"gradient/norm": float(norm)}
 
     # ---------------------------------------------------------------- evaluation and output
 
-    def evaluate(self, episodes: int, temperature: float, arguments: Mapping[str, Any] | None = None) -> Report:
-        """Plays held-out episodes: the `val` split, or the evaluation source."""
+    def evaluate(
+        self, episodes: int, temperature: float, arguments: Mapping[str, Any] | None = None, split: str = "val"
+    ) -> Report:
+        """Plays held-out episodes: of a split of rendered tasks, or of the evaluation source.
+
+        Args:
+            episodes: How many, the same ones every time.
+            temperature: 0 for greedy.
+            arguments: Of the environment, in place of the run's own.
+            split: `val` steers the run (probes), `test` is what is reported.
+        """
         self._seed_sampler("evaluation", 0)
         chosen = self.config.env_arguments(evaluation=True) if arguments is None else dict(arguments)
         agent = self._agent(temperature)
-        return evaluate_agent(agent, self.config.env, episodes, split="val", parallel=128, **chosen)
+        return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=128, **chosen)
 
     def _evaluate_both(self, when: str) -> None:
         """Greedy and sampled held-out metrics to `<when>.json`, greedy episodes to `<when>.jsonl`."""
         episodes = self.config.eval_episodes
-        greedy = self.evaluate(episodes, 0.0)
-        sampled = self.evaluate(episodes, self.config.temperature)
+        greedy = self.evaluate(episodes, 0.0, split="test")
+        sampled = self.evaluate(episodes, self.config.temperature, split="test")
         write_records(self.folder / f"{when}.jsonl", greedy.records)
         both = {"greedy": greedy.metrics(), "sampled": sampled.metrics()}
         (self.folder / f"{when}.json").write_text(json.dumps(both, indent=1))

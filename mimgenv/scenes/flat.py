@@ -42,7 +42,7 @@ def _mask(shape: str, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool
     shapes: dict[str, np.ndarray[tuple[int, int], np.dtype[np.bool_]]] = {
         "circle": x * x + y * y <= side * side,
         "square": np.ones((side, side), bool),
-        "triangle": 2 * np.abs(x) <= y + side,
+        "triangle": 2 * np.abs(x) <= y + side + 1,
         "diamond": np.abs(x) + np.abs(y) <= side,
     }
     return shapes[shape]
@@ -59,6 +59,7 @@ class Flat:
     name = "tiny"
     kinds = tuple(Kind(shape, colour) for colour in COLOURS if colour != "black" for shape in SHAPES)
     common_colours = ("black",)
+    group_sizes = (2, 2)
 
     def counts(self, difficulty: int | None) -> tuple[int, int]:
         """Difficulty 1, 2, 3: as many things. 4: one or two small things. 5: three small things. None: 1 to 3."""

@@ -94,6 +94,11 @@ class World(Protocol):
         """Colours that all things of an odd-one-out task but one may share."""
         ...
 
+    @property
+    def group_sizes(self) -> tuple[int, int]:
+        """Least and most images of a task that looks through a group of them."""
+        ...
+
     def counts(self, difficulty: int | None) -> tuple[int, int]:
         """Least and most things in a scene at a difficulty of 1 to 5; None is the world's ordinary range."""
         ...

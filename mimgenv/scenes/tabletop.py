@@ -125,6 +125,11 @@ class Tabletop:
         """Every colour: all things of a scene may share any."""
         return tuple(PALETTE)
 
+    @property
+    def group_sizes(self) -> tuple[int, int]:
+        """Two to four images."""
+        return 2, 4
+
     def counts(self, difficulty: int | None) -> tuple[int, int]:
         """Least and most things in a scene at a difficulty of 1 to 5; None is the ordinary range, 3 to 6.
 

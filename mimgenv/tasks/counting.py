@@ -2,20 +2,20 @@
 
 import numpy as np
 
-from mimgenv.scenes.scene import World
-from mimgenv.tasks.draft import Draft, draw_count, draw_kinds
+from mimgenv.scenes.scene import Scene, World
+from mimgenv.tasks.draft import Draft, draw_count, draw_images, draw_kinds
 from mimgenv.tasks.program import Count, Find, find
 
 
 def counting(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
-    """Two or three images, each with at most one object of the colour; every count is as likely as any other."""
-    images = int(rng.integers(2, 4))
+    """A group of images, each with at most one object of the colour; every count is as likely as any other."""
+    images = draw_images(world, rng)
     colours = sorted({kind.colour for kind in world.kinds})
     colour = colours[rng.integers(len(colours))]
     wanted = [kind for kind in world.kinds if kind.colour == colour]
     others = [kind for kind in world.kinds if kind.colour != colour]
     holders = rng.permutation(images)[: rng.integers(images + 1)]
-    scenes = []
+    scenes: list[Scene] = []
     for image in range(images):
         kinds = list(draw_kinds(rng, others, draw_count(world, rng, difficulty)))
         if image in holders:
@@ -23,6 +23,6 @@ def counting(world: World, rng: np.random.Generator, difficulty: int | None) -> 
         identity = sum(len(scene.things) for scene in scenes)
         scenes.append(world.arrange(rng, tuple(kinds), difficulty, identity))
     query = Find(tuple(range(1, images + 1)), colour=colour)
-    counts = [sum(found.image == image for found in find(query, scenes)) for image in query.images]
+    counts = [[found.image for found in find(query, scenes)].count(image) for image in query.images]
     question = f"How many {colour} objects are there in all images together?"
     return Draft(tuple(scenes), question, Count(query), " + ".join(map(str, counts)))

@@ -49,6 +49,12 @@ def draw_count(world: World, rng: np.random.Generator, difficulty: int | None) -
     return int(rng.integers(low, high + 1))
 
 
+def draw_images(world: World, rng: np.random.Generator) -> int:
+    """How many images a task over a group of them shows."""
+    low, high = world.group_sizes
+    return int(rng.integers(low, high + 1))
+
+
 def draw_kinds(rng: np.random.Generator, allowed: Sequence[Kind], count: int) -> tuple[Kind, ...]:
     """`count` different kinds, of different colours as far as there are any.
 

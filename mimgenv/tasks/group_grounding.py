@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from mimgenv.scenes.scene import World
-from mimgenv.tasks.draft import Draft, draw_count, draw_kinds
+from mimgenv.scenes.scene import Scene, World
+from mimgenv.tasks.draft import Draft, draw_count, draw_images, draw_kinds
 from mimgenv.tasks.program import Find
 
 
 def group_grounding(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
-    """Two images at difficulty 1, else two or three; the target's kind is in one of them, once."""
-    images = 2 if difficulty == 1 else int(rng.integers(2, 4))
+    """A group of images; the target's kind is in one of them, once."""
+    images = draw_images(world, rng)
     target = world.kinds[rng.integers(len(world.kinds))]
     others = [kind for kind in world.kinds if kind.colour != target.colour]
     holder = int(rng.integers(images))
-    scenes = []
+    scenes: list[Scene] = []
     for image in range(images):
         kinds = list(draw_kinds(rng, others, draw_count(world, rng, difficulty)))
         if image == holder:
@@ -22,4 +22,4 @@ def group_grounding(world: World, rng: np.random.Generator, difficulty: int | No
         scenes.append(world.arrange(rng, tuple(kinds), difficulty, identity))
     query = Find(tuple(range(1, images + 1)), target.shape, target.colour, target.material)
     question = f"Find the image with the {target.label}, and where it is."
-    return Draft(tuple(scenes), question, query, "{label}")
+    return Draft(tuple(scenes), question, query, "Of these images only Image-{image} shows a {label}.")

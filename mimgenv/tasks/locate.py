@@ -13,6 +13,7 @@ def locate(world: World, rng: np.random.Generator, difficulty: int | None) -> Dr
     scene = world.arrange(rng, kinds, difficulty)
     kind = kinds[rng.integers(len(kinds))]
     if len(kinds) == 1 and rng.random() < 0.6:  # so that an agent must see what it is, not copy it
-        return Draft((scene,), "Find the object in Image-1.", Find((1,)), named_image=1)
+        question, query = "Find the object in Image-1.", Find((1,))
+        return Draft((scene,), question, query, "Image-1 shows one object, a {label}.", named_image=1)
     query = Find((1,), kind.shape, kind.colour, kind.material)
-    return Draft((scene,), f"Find the {kind.label} in Image-1.", query, named_image=1)
+    return Draft((scene,), f"Find the {kind.label} in Image-1.", query, "Image-1 shows one {label}.", named_image=1)

@@ -9,6 +9,7 @@ from mimgenv.tasks.draft import Draft, draw_count
 from mimgenv.tasks.program import ImageOf, OddColour
 
 IMAGES = 3
+RATIONALE = "All other objects share a colour; the {label} in Image-{image} does not."
 
 
 def _scenes(world: World, rng: np.random.Generator, difficulty: int | None) -> tuple[Scene, ...]:
@@ -17,7 +18,7 @@ def _scenes(world: World, rng: np.random.Generator, difficulty: int | None) -> t
     plain = sorted({replace(kind, colour=common) for kind in world.kinds}, key=lambda kind: kind.label)
     coloured = [kind for kind in world.kinds if kind.colour != common]
     odd_image = int(rng.integers(IMAGES))
-    scenes = []
+    scenes: list[Scene] = []
     for image in range(IMAGES):
         count = min(draw_count(world, rng, difficulty), len(plain))
         kinds: list[Kind] = [plain[i] for i in rng.permutation(len(plain))[:count]]
@@ -32,7 +33,7 @@ def odd_one_out(world: World, rng: np.random.Generator, difficulty: int | None) 
     """Grounding: which image, and where."""
     images = tuple(range(1, IMAGES + 1))
     question = "Find the one object whose colour is odd."
-    return Draft(_scenes(world, rng, difficulty), question, OddColour(images), "{label}")
+    return Draft(_scenes(world, rng, difficulty), question, OddColour(images), RATIONALE)
 
 
 def odd_one_out_qa(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:

@@ -6,6 +6,8 @@ from mimgenv.scenes.scene import World
 from mimgenv.tasks.draft import Draft, draw_count, draw_kinds
 from mimgenv.tasks.program import SameKind
 
+RATIONALE = "Image-1 shows a {label}, and Image-2 shows one too."
+
 
 def referring(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
     """Two images; only the kind carries over: place, size and backdrop differ."""
@@ -14,4 +16,4 @@ def referring(world: World, rng: np.random.Generator, difficulty: int | None) ->
     shown = world.arrange(rng, (kinds[target],), difficulty, first_identity=target)
     searched = world.arrange(rng, kinds, difficulty)
     question = "Find in Image-2 the object of Image-1."
-    return Draft((shown, searched), question, SameKind(1, 2), "{label}", named_image=2)
+    return Draft((shown, searched), question, SameKind(1, 2), RATIONALE, named_image=2)

@@ -8,6 +8,8 @@ from mimgenv.scenes.scene import World
 from mimgenv.tasks.draft import Draft, draw_count, draw_kinds
 from mimgenv.tasks.program import Changed
 
+RATIONALE = "Image-2 shows a {label} where Image-1 shows something else."
+
 
 def static_difference(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
     """Two images of one scene; in the second, one thing is of another kind, at the same place and size."""
@@ -18,4 +20,4 @@ def static_difference(world: World, rng: np.random.Generator, difficulty: int | 
     things[changed] = replace(things[changed], kind=new, identity=len(things))
     after = replace(before, things=tuple(things))
     question = "Find in Image-2 what changed since Image-1."
-    return Draft((before, after), question, Changed(1, 2), "{label}", named_image=2)
+    return Draft((before, after), question, Changed(1, 2), RATIONALE, named_image=2)

@@ -40,9 +40,7 @@ def picture(shade: int) -> Image:
     return np.full((28, 28, 3), shade, np.uint8)
 
 
-FIRST = Message(
-    "Image-1: <image>\nImage-2: <image>\nFind in Image-2 the object of Image-1.", (picture(1), picture(2))
-)
+FIRST = Message("Image-1: <image>\nImage-2: <image>\nFind in Image-2 the object of Image-1.", (picture(1), picture(2)))
 REFUSED = Message("Error (bad_turn): Write <think>...</think>, then exactly one ...", ())
 ZOOMED = Message("Image-3: <image>", (picture(3),))
 MESSAGES = (FIRST, REFUSED, ZOOMED)
@@ -58,9 +56,7 @@ def chat_of(template: str = CHAT_TEMPLATE) -> Chat:
     tokenizer = tokenizer_of(template)
 
     def render(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     return Chat(CODEC, render)
 

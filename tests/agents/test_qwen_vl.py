@@ -109,7 +109,7 @@ def test_patches_of_a_fitting_image_are_those_of_transformers(qwen: QwenVL, heig
 
 @pytest.mark.parametrize(
     ("height", "width"),
-    [(100, 100), (75, 62), (60, 60), (95, 60), (60, 95), (20, 30), (5, 9), (480, 640), (490, 650), (168, 170)],
+    [(100, 100), (75, 62), (60, 60), (95, 60), (60, 95), (20, 30), (480, 640), (490, 650), (168, 170)],
 )
 def test_an_image_is_resized_as_transformers_resizes_it(qwen: QwenVL, height: int, width: int) -> None:
     image = photograph(height, width)
@@ -135,6 +135,14 @@ def test_sizes_are_those_of_transformers(qwen: QwenVL, seed: int) -> None:
     height, width = (int(side) for side in np.random.default_rng(seed).integers(20, 900, 2))
     image = np.zeros((height, width, 3), np.uint8)
     assert qwen.size(image) == smart_resize(height, width, 28, *PIXEL_BOUNDS)
+
+
+@pytest.mark.xfail(strict=True, reason="below half a token wide, qwen-vl-utils and transformers give different sizes")
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (10, 300)])
+def test_sizes_of_slivers_are_those_of_transformers(qwen: QwenVL, height: int, width: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    assert qwen.size(np.zeros((height, width, 3), np.uint8)) == smart_resize(height, width, 28, *PIXEL_BOUNDS)
 
 
 # ---------------------------------------------------------------- the vision tower

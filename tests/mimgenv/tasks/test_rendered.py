@@ -1,0 +1,415 @@
+"""Rendered tasks: the same seed the same task, splits apart, types in equal shares, nothing to guess, golden bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import mimgenv
+from mimgenv.errors import ConfigurationError, TaskError
+from mimgenv.scenes.scene import World
+from mimgenv.tasks import rendered
+from mimgenv.tasks.draft import Draft
+from mimgenv.tasks.odd_one_out import IMAGES
+from mimgenv.tasks.program import Find
+from mimgenv.tasks.rendered import (
+    GROUNDING_TYPES,
+    QA_TYPES,
+    SPLIT_SIZE,
+    SPLITS,
+    TASK_TYPES,
+    WORLDS,
+    RenderedTasks,
+    load_rendered_task,
+    make_task,
+)
+from mimgenv.types import Answer, Grounding, Task, TextAnswer
+
+IDS = {"tabletop": "MultiImageQA-v0", "tiny": "MultiImageTiny-v0"}
+
+FINGERPRINTS = {
+    "tabletop/locate": "cff0cf5a9eb89d29ca47c5b8f07a4d3a",
+    "tabletop/referring": "641c44871eef842bbb653c62365b25da",
+    "tabletop/static_difference": "0aabe85800228bd0535b30529fe83e4b",
+    "tabletop/odd_one_out": "0872cae8b1fbbbbe23de39a7073ff989",
+    "tabletop/group_grounding": "4a24bc92b8eab4f822c503ff61ccabd9",
+    "tabletop/odd_one_out_qa": "f362413da9f0ab3420cf9fd21f956811",
+    "tabletop/counting": "39e93a0a1748b8b590c21c10ccf1eb80",
+    "tiny/locate": "f21b3b7c6103fb08e9dcad7be2061fb3",
+    "tiny/referring": "ea08f013e8e9e0d16adfdf7ce025fc9e",
+    "tiny/static_difference": "5754076313d95e764844048acd0eeaac",
+    "tiny/odd_one_out": "6cad4e73549e9119a8751fe92e54309e",
+    "tiny/group_grounding": "ebd27de9d380cefbe7c8a2c327b5ca01",
+    "tiny/odd_one_out_qa": "fdc44a2316834265d5b1d3705cb66a8e",
+    "tiny/counting": "60822f6b0e24bdc88bfdf63a82918428",
+}
+
+
+def fingerprint(world: str, task_type: str) -> str:
+    """Of text and pixels of the first observations of seeds 0, 1 and 2."""
+    seen = hashlib.sha256()
+    env = gym.make(IDS[world], tasks=(task_type,))
+    for seed in range(3):
+        observation, _ = env.reset(seed=seed)
+        seen.update(observation["text"].encode())
+        for image in observation["images"]:
+            seen.update(str(image.shape).encode() + image.tobytes())
+    return seen.hexdigest()[:32]
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_first_observations_have_the_golden_fingerprint(world: str, task_type: str) -> None:
+    """Where this fails, episodes have changed. If that was wanted, bump `-vN` and `GENERATOR_VERSION` once released.
+
+    `python tests/mimgenv/tasks/test_rendered.py` writes the new fingerprints into this file.
+    """
+    assert fingerprint(world, task_type) == FINGERPRINTS[f"{world}/{task_type}"]
+
+
+def test_every_world_and_type_has_a_fingerprint_and_no_two_are_equal() -> None:
+    assert set(FINGERPRINTS) == {f"{world}/{task_type}" for world in WORLDS for task_type in TASK_TYPES}
+    assert len(set(FINGERPRINTS.values())) == len(FINGERPRINTS)
+
+
+def tiny(task_type: str, number: int, difficulty: int | None = None) -> Task:
+    return make_task("tiny", task_type, difficulty, "train", number)
+
+
+def same(a: Task, b: Task) -> bool:
+    fields = [f for f in Task.__dataclass_fields__ if f != "images"]
+    equal = all(getattr(a, field) == getattr(b, field) for field in fields)
+    return equal and [i.tobytes() for i in a.images] == [i.tobytes() for i in b.images]
+
+
+# The truth, found again from the annotations and the question
+
+
+def solve(task: Task) -> Answer:
+    """What a person with the annotations would answer; knows no programs, kinds or scenes."""
+    places = [Grounding(image, o.label, o.box) for image, objects in enumerate(task.objects, 1) for o in objects]
+    if task.task_type == "counting":
+        colour = re.fullmatch(r"How many (\w+) objects are there in all images together\?", task.question)
+        assert colour
+        return TextAnswer(str(sum(place.label.split()[0] == colour[1] for place in places)))
+    matches: list[Grounding]
+    if task.task_type in ("locate", "group_grounding"):
+        words = re.fullmatch(r"Find the (?:image with the )?(.+?)(?: in Image-1|, and where it is)\.", task.question)
+        assert words
+        matches = [place for place in places if words[1] in ("object", place.label)]
+    elif task.task_type == "referring":
+        (shown,) = task.objects[0]
+        matches = [place for place in places if place.image == 2 and place.label == shown.label]
+    elif task.task_type == "static_difference":
+        before = {o.label for o in task.objects[0]}
+        matches = [place for place in places if place.image == 2 and place.label not in before]
+    else:
+        colours = Counter(place.label.split()[0] for place in places)
+        matches = [place for place in places if colours[place.label.split()[0]] == 1]
+    (only,) = matches
+    return TextAnswer(str(only.image)) if task.task_type.endswith("_qa") else only
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+@pytest.mark.parametrize(("world", "count"), [("tiny", 40), ("tabletop", 3)])
+def test_the_truth_is_the_one_thing_that_fits_the_question(world: str, count: int, task_type: str) -> None:
+    for number in range(count):
+        task = make_task(world, task_type, None, "train", number)
+        assert solve(task) == task.truth
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_a_grounding_type_is_answered_with_a_box_and_a_qa_type_with_text(task_type: str) -> None:
+    assert (task_type in GROUNDING_TYPES) != (task_type in QA_TYPES)
+    assert isinstance(tiny(task_type, 1).truth, Grounding if task_type in GROUNDING_TYPES else TextAnswer)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_a_type_names_an_image_exactly_if_its_question_does(task_type: str) -> None:
+    for number in range(10):
+        task = tiny(task_type, number)
+        asked = re.findall(r"in Image-(\d)", task.question)
+        assert [str(task.named_image)] * (task.named_image is not None) == asked
+        if task.named_image is not None:
+            assert isinstance(task.truth, Grounding)
+            assert task.truth.image == task.named_image
+
+
+@pytest.mark.parametrize("difficulty", [None, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_every_type_can_be_made_at_every_difficulty_of_the_tiny_world(task_type: str, difficulty: int | None) -> None:
+    for number in range(8):
+        task = tiny(task_type, number, difficulty)
+        assert solve(task) == task.truth
+        assert f"/{difficulty or 'any'}/" in task.task_id
+
+
+@pytest.mark.parametrize("difficulty", [1, 5])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_every_type_can_be_made_at_the_ends_of_the_table_top(task_type: str, difficulty: int) -> None:
+    task = make_task("tabletop", task_type, difficulty, "train", 0)
+    assert solve(task) == task.truth
+    low, high = WORLDS["tabletop"]().counts(difficulty)
+    for image, objects in enumerate(task.objects, 1):
+        assert low <= len(objects) <= high or (task_type == "referring" and image == 1)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_the_difficulty_changes_the_task(task_type: str) -> None:
+    made = [tiny(task_type, 3, difficulty) for difficulty in (None, 1, 3, 5)]
+    assert len({b"".join(i.tobytes() for i in task.images) for task in made}) == 4
+
+
+@pytest.mark.parametrize(("world", "count"), [("tiny", 5), ("tabletop", 1)])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_identities_say_which_object_is_the_same_in_two_images(world: str, count: int, task_type: str) -> None:
+    for number in range(count):
+        task = make_task(world, task_type, None, "train", number)
+        named = [{o.identity: o.label for o in objects} for objects in task.objects]
+        assert [len(n) for n in named] == [len(objects) for objects in task.objects]
+        shared = set.intersection(*map(set, named)) if len(named) > 1 else set()
+        if task_type == "referring":
+            assert isinstance(task.truth, Grounding)
+            assert {named[1][identity] for identity in shared} == {task.truth.label}
+        elif task_type == "static_difference":
+            assert len(shared) == len(named[0]) - 1
+            assert all(named[0][identity] == named[1][identity] for identity in shared)
+        else:
+            assert len(set().union(*named)) == sum(map(len, named))
+
+
+# Seeds, splits, shares
+
+
+def test_a_task_is_a_pure_function_of_its_seed() -> None:
+    first = make_task("tiny", "referring", None, "train", 9)
+    make_task.cache_clear()
+    make_task("tiny", "referring", None, "train", 10)
+    assert same(make_task("tiny", "referring", None, "train", 9), first)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_id_makes_the_same_task_again(world: str) -> None:
+    for seed in range(len(TASK_TYPES)):
+        task = RenderedTasks(world, tuple(TASK_TYPES), "val", None).task(seed)
+        make_task.cache_clear()
+        assert same(load_rendered_task(task.task_id), task)
+
+
+def test_seeds_visit_the_types_in_turn_so_that_every_run_holds_equal_shares() -> None:
+    source = RenderedTasks("tiny", ("counting", "locate", "referring"))
+    types = [source.task(seed).task_type for seed in range(30)]
+    assert types == ["counting", "locate", "referring"] * 10
+    every = RenderedTasks("tiny", tuple(TASK_TYPES))
+    assert Counter(every.task(seed).task_type for seed in range(4 * len(TASK_TYPES))) == dict.fromkeys(TASK_TYPES, 4)
+
+
+def test_a_seed_means_the_same_whatever_other_types_are_served() -> None:
+    alone, among = RenderedTasks("tiny", ("counting",)), RenderedTasks("tiny", ("locate", "counting"))
+    assert same(alone.task(7), among.task(7))
+
+
+def test_splits_hold_different_tasks_under_different_ids() -> None:
+    sources = [RenderedTasks("tiny", tuple(TASK_TYPES), split) for split in SPLITS]
+    tasks = [source.task(seed) for source in sources for seed in range(40)]
+    assert len({task.task_id for task in tasks}) == len(tasks)
+    assert len({b"".join(i.tobytes() for i in task.images) for task in tasks}) == len(tasks)
+    assert [task.task_id.split("/")[3] for task in tasks[::40]] == list(SPLITS) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("seed", [SPLIT_SIZE, SPLIT_SIZE + 5, 2 * SPLIT_SIZE + 5, 2**63])
+def test_no_seed_leads_out_of_its_split(seed: int) -> None:
+    source = RenderedTasks("tiny", ("locate",), "train")
+    assert same(source.task(seed), source.task(seed % SPLIT_SIZE))
+    assert len(source) == SPLIT_SIZE
+
+
+def test_the_ranges_of_the_splits_touch_but_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last task of a split and the first of the next are drawn from seeds that follow each other."""
+    drawn: list[int] = []
+    real = np.random.default_rng
+
+    def spy(seed: Any) -> np.random.Generator:
+        if isinstance(seed, list):
+            drawn.append(seed[1])
+        return real(seed)
+
+    monkeypatch.setattr(rendered.np.random, "default_rng", spy)
+    make_task.cache_clear()
+    for split in SPLITS:
+        for number in (0, SPLIT_SIZE - 1):
+            make_task("tiny", "locate", None, split, number)
+    assert drawn == [0, SPLIT_SIZE - 1, SPLIT_SIZE, 2 * SPLIT_SIZE - 1, 2 * SPLIT_SIZE, 3 * SPLIT_SIZE - 1]
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(TaskError, match="-1 is negative"):
+        RenderedTasks("tiny", ("locate",)).task(-1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"world": "moon"}, "world 'moon'"),
+        ({"split": "dev"}, "split 'dev'"),
+        ({"tasks": ("locate", "chess")}, "'chess'"),
+        ({"tasks": ()}, r"\[\]"),
+        ({"difficulty": 9}, "difficulty 9"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        RenderedTasks(**({"world": "tiny", "tasks": ("locate",)} | arguments))
+
+
+# Drafts that are refused
+
+
+def test_a_type_that_never_yields_a_valid_draft_ends_in_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hopeless(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
+        raise TaskError("too dark")
+
+    monkeypatch.setitem(TASK_TYPES, "hopeless", hopeless)
+    with pytest.raises(TaskError, match=f"{rendered.ATTEMPTS} attempts, the last because too dark"):
+        make_task("tiny", "hopeless", None, "train", 0)
+
+
+def test_a_refused_draft_is_followed_by_another_of_the_same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Draft] = []
+
+    def moody(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
+        scene = world.arrange(rng, (world.kinds[0],) * (2 if len(tried) < 3 else 1), difficulty)
+        tried.append(Draft((scene,), "Find it.", Find((1,))))
+        return tried[-1]
+
+    monkeypatch.setitem(TASK_TYPES, "moody", moody)
+    assert len(make_task("tiny", "moody", None, "train", 0).objects[0]) == 1
+    assert [len(draft.scenes[0].things) for draft in tried] == [2, 2, 2, 1]
+    assert len({draft.scenes for draft in tried}) == 4
+
+
+def test_any_other_error_of_a_type_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def buggy(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(TASK_TYPES, "buggy", buggy)
+    with pytest.raises(ZeroDivisionError):
+        make_task("tiny", "buggy", None, "train", 0)
+
+
+# Nothing to guess
+
+
+def uneven(counts: Mapping[Any, int], cells: Iterable[Any]) -> float:
+    """Chi-squared statistic of counts against equal shares, over its number of degrees of freedom."""
+    cells = list(cells)
+    assert set(counts) <= set(cells)
+    expected = sum(counts.values()) / len(cells)
+    return sum((counts.get(cell, 0) - expected) ** 2 / expected for cell in cells) / (len(cells) - 1)
+
+
+BOUND = 8.0
+"""Far beyond chance for two and more degrees of freedom (p < 0.0004), far below what any lean gives here."""
+
+
+def test_the_measure_of_unevenness_finds_a_lean() -> None:
+    assert uneven({1: 100, 2: 100, 3: 100}, (1, 2, 3)) == 0.0
+    assert uneven({1: 140, 2: 90, 3: 70}, (1, 2, 3)) > BOUND
+    assert uneven({1: 150, 2: 150}, (1, 2, 3)) > BOUND
+
+
+@pytest.mark.parametrize("task_type", ["odd_one_out", "odd_one_out_qa", "group_grounding"])
+def test_the_target_is_in_each_image_equally_often(task_type: str) -> None:
+    counts: dict[int, Counter[str]] = {}
+    for number in range(400):
+        task = tiny(task_type, number)
+        answer = task.truth.text if isinstance(task.truth, TextAnswer) else str(task.truth.image)
+        counts.setdefault(len(task.images), Counter())[answer] += 1
+    for images, by_answer in counts.items():
+        assert uneven(by_answer, (str(image) for image in range(1, images + 1))) < BOUND
+
+
+def test_every_count_is_as_likely_as_any_other_for_its_number_of_images() -> None:
+    counts: dict[int, Counter[str]] = {}
+    for number in range(600):
+        task = tiny("counting", number)
+        assert isinstance(task.truth, TextAnswer)
+        counts.setdefault(len(task.images), Counter())[task.truth.text] += 1
+    for images, by_count in counts.items():
+        assert uneven(by_count, map(str, range(images + 1))) < BOUND
+
+
+def test_a_group_has_every_number_of_images_of_its_world() -> None:
+    low, high = WORLDS["tiny"]().group_sizes
+    sizes = Counter(len(tiny("group_grounding", number).images) for number in range(100))
+    assert set(sizes) == set(range(low, high + 1))
+    assert {len(tiny("odd_one_out", number).images) for number in range(10)} == {IMAGES}
+
+
+@pytest.mark.parametrize("task_type", ["locate", "referring", "static_difference"])
+def test_the_target_is_drawn_first_second_or_third_equally_often(task_type: str) -> None:
+    """Otherwise an agent could learn the order of drawing; a scene of three things shows it best."""
+    places: Counter[int] = Counter()
+    for number in range(400):
+        task = tiny(task_type, number, 3)
+        assert isinstance(task.truth, Grounding)
+        boxes = [o.box for o in task.objects[task.truth.image - 1]]
+        places[boxes.index(task.truth.box)] += 1
+    assert uneven(places, range(3)) < BOUND
+
+
+@pytest.mark.parametrize("task_type", GROUNDING_TYPES)
+def test_the_target_stands_in_each_ninth_of_the_picture_equally_often(task_type: str) -> None:
+    cells: Counter[tuple[int, int]] = Counter()
+    for number in range(400):
+        truth = tiny(task_type, number).truth
+        assert isinstance(truth, Grounding)
+        cells[int(truth.box[0] // 56), int(truth.box[1] // 56)] += 1
+    assert uneven(cells, ((x, y) for x in range(3) for y in range(3))) < BOUND / 2
+
+
+def score(task_type: str, guess: Callable[[Task], str], episodes: int) -> float:
+    tasks = (tiny(task_type, number) for number in range(episodes))
+    return sum(guess(task) == task.truth.text for task in tasks if isinstance(task.truth, TextAnswer)) / episodes
+
+
+@pytest.mark.parametrize("said", ["1", "2", "3"])
+def test_always_naming_the_same_image_is_right_a_third_of_the_time(said: str) -> None:
+    assert score("odd_one_out_qa", lambda task: said, 600) == pytest.approx(1 / IMAGES, abs=0.06)
+
+
+def test_a_blind_answer_earns_its_floor_in_the_environment() -> None:
+    env = gym.make(IDS["tiny"], tasks=("odd_one_out_qa",))
+    turn = mimgenv.default_codec().encode_turn("<think></think><answer>1</answer>")
+    rewards = []
+    for seed in range(150):
+        env.reset(seed=seed)
+        rewards.append(env.step(turn)[1])
+    assert set(rewards) == {0.5, 1.5}
+    assert np.mean(rewards) == pytest.approx(0.5 + 1 / IMAGES, abs=0.12)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_sides_are_multiples_of_28_so_that_no_image_processor_resizes_them(world: str) -> None:
+    for image in make_task(world, "referring", None, "train", 0).images:
+        assert image.shape[0] % 28 == image.shape[1] % 28 == 0
+        assert image.dtype == np.uint8
+
+
+if __name__ == "__main__":
+    rows = [(f"{world}/{task_type}", fingerprint(world, task_type)) for world in WORLDS for task_type in TASK_TYPES]
+    table = "".join(f'    "{key}": "{value}",\n' for key, value in rows)
+    own = Path(__file__).read_text("utf-8")
+    changed = re.sub(r"(?ms)^FINGERPRINTS = \{.*?\}$", f"FINGERPRINTS = {{\n{table}}}", own, count=1)
+    Path(__file__).write_text(changed, "utf-8")

@@ -1,0 +1,208 @@
+"""From episodes to samples: which are left out, what each is worth, and what is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.chat import Chat
+from agents.types import Action, Message, Trajectory, Turn
+from mimgenv.codec import default_codec
+from rl.advantage import EPSILON
+from rl.batch import Sample
+from rl.collect import Collected, collect
+from rl.config import TrainConfig
+
+CODEC = default_codec()
+CHAT = Chat(CODEC, lambda messages, ask: "".join(f"[{m['role']}]{_text(m['content'])}" for m in messages) + "[me]")
+CONFIG = TrainConfig(normalise_advantages=False)
+PICTURE = np.zeros((28, 28, 3), np.uint8)
+ALL_STOPS = ("answered", "void", "turn_limit", "token_limit", "image_limit", "env_error")
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join("<|image_pad|>" if part["type"] == "image" else part["text"] for part in content)
+
+
+def turn(length: int, error: str | None = None, images: int = 0) -> Turn:
+    """A turn of `length` tokens: 100, 101, … with log-probs -1, -2, …"""
+    ids = tuple(range(100, 100 + length))
+    message = Message("Where?" + "<image>" * images, (PICTURE,) * images)
+    return Turn(message, Action(ids, tuple(-1.0 - k for k in range(length))), error)
+
+
+def played(
+    reward: float,
+    stop: str = "answered",
+    turns: Sequence[Turn] | None = None,
+    parts: Mapping[str, float] | None = None,
+    success: bool = False,
+) -> Trajectory:
+    chosen = tuple(turns) if turns is not None else (turn(3),)
+    return Trajectory("task", "referring", chosen, reward, parts or {}, stop, success)
+
+
+def advantages(collected: Collected) -> list[list[float]]:
+    return [[sample.advantage for sample in row] for row in collected.rows]
+
+
+def test_a_sample_is_its_trajectory_with_the_policys_tokens_marked_and_its_advantage() -> None:
+    collected = collect([[played(1.0, turns=[turn(3, images=1)]), played(0.0)]], CHAT, CONFIG)
+    first = collected.rows[0][0]
+    prompt = CODEC.encode("[user]Where?<|image_pad|>[me]")
+    assert first == Sample(
+        prompt + (100, 101, 102),
+        (False,) * len(prompt) + (True,) * 3,
+        (0.0,) * len(prompt) + (-1.0, -2.0, -3.0),
+        (PICTURE,),
+        0.5,
+    )
+    assert collected.rows[0][1].advantage == -0.5
+
+
+def test_groups_without_variance_are_dropped() -> None:
+    same, other = [played(1.0), played(1.0)], [played(0.0), played(2.0)]
+    collected = collect([same, other, same], CHAT, CONFIG)
+    assert advantages(collected) == [[-1.0, 1.0]]
+    assert collected.metrics["mask/groups_dropped"] == 2.0
+    assert collected.metrics["mask/tokens_trained"] == 6.0
+    nothing = collect([same], CHAT, CONFIG)
+    assert (nothing.rows, nothing.denominator) == ([], 0.0)
+
+
+def test_groups_keep_their_order() -> None:
+    groups = [[played(0.0), played(float(reward))] for reward in (2, 4, 6)]
+    assert advantages(collect(groups, CHAT, CONFIG)) == [[-1.0, 1.0], [-2.0, 2.0], [-3.0, 3.0]]
+
+
+def test_advantages_are_normalised_where_told() -> None:
+    group = [played(0.0), played(0.0), played(3.0), played(5.0)]
+    assert advantages(collect([group], CHAT, CONFIG)) == [[-2.0, -2.0, 1.0, 3.0]]
+    scale = 4.5**0.5 + EPSILON
+    found = advantages(collect([group], CHAT, TrainConfig(normalise_advantages=True)))[0]
+    assert found == pytest.approx([-2 / scale, -2 / scale, 1 / scale, 3 / scale])
+
+
+# ---------------------------------------------------------------- the trajectory mask
+
+
+def test_masked_trajectories_are_left_out() -> None:
+    group = [played(0.0), played(1.0, "turn_limit"), played(2.0)]
+    collected = collect([group], CHAT, CONFIG)
+    assert advantages(collected) == [[-1.0, 1.0]]
+    assert collected.metrics["mask/trajectories_masked"] == 1.0
+    assert collected.metrics["mask/tokens_trained"] == 6.0
+
+
+@pytest.mark.parametrize("stop", ALL_STOPS)
+def test_keep_stops_decides_which_are_masked(stop: str) -> None:
+    group = [played(0.0), played(1.0, stop), played(2.0)]
+    kept = collect([group], CHAT, TrainConfig(keep_stops=("answered", stop)))
+    assert len(kept.rows[0]) == 3
+    only = collect([group], CHAT, TrainConfig(keep_stops=("answered",)))
+    assert len(only.rows[0]) == (3 if stop == "answered" else 2)
+    by_default = collect([group], CHAT, TrainConfig())
+    assert len(by_default.rows[0]) == (3 if stop in ("answered", "void") else 2)
+
+
+def test_a_group_of_which_nothing_is_kept_leaves_no_row() -> None:
+    group = [played(0.0, "turn_limit"), played(1.0, "token_limit")]
+    collected = collect([group, [played(0.0), played(2.0)]], CHAT, CONFIG)
+    assert advantages(collected) == [[-1.0, 1.0]]
+    assert collected.metrics["mask/groups_dropped"] == 0.0
+    assert collected.metrics["mask/trajectories_masked"] == 2.0
+
+
+def test_count_masked_decides_whether_masked_rewards_move_the_groups_mean() -> None:
+    group = [played(0.0), played(4.0, "turn_limit"), played(2.0)]
+    assert advantages(collect([group], CHAT, TrainConfig(count_masked=True, normalise_advantages=False))) == [
+        [-2.0, 0.0]
+    ]
+    assert advantages(collect([group], CHAT, TrainConfig(count_masked=False, normalise_advantages=False))) == [
+        [-1.0, 1.0]
+    ]
+
+
+def test_count_masked_decides_whether_a_group_varies() -> None:
+    group = [played(1.0), played(0.0, "turn_limit"), played(1.0)]
+    assert len(collect([group], CHAT, TrainConfig(count_masked=True)).rows) == 1
+    assert len(collect([group], CHAT, TrainConfig(count_masked=False)).rows) == 0
+
+
+def test_divide_by_masked_decides_whether_masked_tokens_enter_the_denominator() -> None:
+    long = [turn(5), turn(4)]
+    group = [played(0.0), played(1.0, "turn_limit", long), played(2.0, turns=[turn(2)])]
+    assert collect([group], CHAT, TrainConfig(divide_by_masked=False)).denominator == 3 + 2
+    assert collect([group], CHAT, TrainConfig(divide_by_masked=True)).denominator == 3 + 2 + 9
+
+
+def test_masked_tokens_of_dropped_groups_are_in_no_denominator() -> None:
+    dropped = [played(1.0), played(1.0, "turn_limit")]
+    collected = collect([dropped, [played(0.0), played(1.0)]], CHAT, TrainConfig(divide_by_masked=True))
+    assert collected.denominator == 6
+
+
+# ---------------------------------------------------------------- the action mask
+
+
+def test_mask_invalid_actions_decides_whether_refused_turns_are_trained_on() -> None:
+    group = [played(0.0, turns=[turn(5, "bad_json"), turn(2)]), played(1.0)]
+    plain = collect([group], CHAT, TrainConfig(mask_invalid_actions=False))
+    masked = collect([group], CHAT, TrainConfig(mask_invalid_actions=True))
+    assert [sum(sample.mask) for sample in plain.rows[0]] == [7, 3]
+    assert [sum(sample.mask) for sample in masked.rows[0]] == [2, 3]
+    assert (plain.denominator, masked.denominator) == (10, 5)
+    assert (plain.metrics["mask/tokens_trained"], masked.metrics["mask/tokens_trained"]) == (10, 5)
+
+
+def test_the_actions_of_masked_trajectories_are_masked_alike_in_the_denominator() -> None:
+    group = [played(0.0, "turn_limit", [turn(5, "bad_json"), turn(2)]), played(1.0)]
+    config = TrainConfig(mask_invalid_actions=True, divide_by_masked=True)
+    assert collect([group], CHAT, config).denominator == 2 + 3
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_metrics_by_hand() -> None:
+    groups = [
+        [
+            played(1.5, "answered", [turn(3, images=2), turn(4, images=1)], {"iou": 1.0, "format": 1.0}, True),
+            played(0.0, "void", [turn(5, "bad_json", images=2), turn(2, "bad_box")], {"iou": 0.0, "format": 0.0}),
+        ],
+        [
+            played(0.5, "answered", [turn(1)], {"answer": 0.0, "format": 1.0}),
+            played(1.0, "turn_limit", [turn(1)], {"answer": 1.0, "format": 0.0}),
+        ],
+    ]
+    metrics = collect(groups, CHAT, TrainConfig()).metrics
+    assert metrics == pytest.approx(
+        {
+            "reward/total": 0.75,
+            "reward/iou": 0.5,
+            "reward/answer": 0.5,
+            "reward/format": 0.5,
+            "reward/deviation": (0.75 + 0.25) / 2,
+            "episode/turns": 1.5,
+            "episode/success": 0.25,
+            "episode/errors": 0.5,
+            "episode/tokens": (7 + 7 + 1 + 1) / 4,
+            "episode/images": 5 / 4,
+            "stop/answered": 0.5,
+            "stop/void": 0.25,
+            "stop/turn_limit": 0.25,
+            "mask/tokens_trained": 7 + 7 + 1,
+            "mask/trajectories_masked": 1.0,
+            "mask/groups_dropped": 0.0,
+        }
+    )
+
+
+def test_metrics_cover_dropped_and_masked_episodes_too() -> None:
+    metrics = collect([[played(1.0), played(1.0, "env_error")]], CHAT, TrainConfig()).metrics
+    assert (metrics["reward/total"], metrics["stop/env_error"], metrics["mask/tokens_trained"]) == (1.0, 0.5, 0.0)
