@@ -18,7 +18,7 @@ _EXPORTS: Final = {
     "Message": "agents.types",
     "OracleAgent": "agents.oracle",
     "RandomAgent": "agents.random_agent",
-    "Report": "agents.evaluate",
+    "Report": "agents.report",
     "Trajectory": "agents.types",
     "Turn": "agents.types",
     "VLMAgent": "agents.vlm",

@@ -17,7 +17,7 @@ from agents.types import Action, History, Message, Trajectory
 from mimgenv.codec import END_TOKENS, Codec
 from mimgenv.types import Image
 
-IMAGE_TOKEN: Final = "<|image_pad|>"  # noqa: S105  the placeholder of Qwen-VL models
+IMAGE_TOKEN: Final = "<|image_pad|>"
 _SAID: Final = "\u241f"  # stands for an assistant turn while a template is taken apart
 
 

@@ -105,10 +105,7 @@ def _left_padded(laid: Sequence[Expanded]) -> tuple[Tensor, Tensor, Tensor]:
 def _draw(qwen: QwenVL, hidden: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The next token of each row (B,), and its log-probability (B,)."""
     distribution = qwen.log_probs(hidden, temperature or 1.0)
-    if temperature == 0:
-        token = distribution.argmax(-1)
-    else:
-        token = _sample(distribution.exp(), generator)
+    token = distribution.argmax(-1) if temperature == 0 else _sample(distribution.exp(), generator)
     return token, distribution.gather(1, token[:, None])[:, 0]
 
 

@@ -45,7 +45,7 @@ class Progress:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = (folder / "checkpoints").glob("*-*")
+    found = (folder / "checkpoints").glob("[0-9]-*")  # not those under way: their names begin with a dot
     return sorted((path for path in found if (path / "progress.json").is_file()), key=lambda path: path.name)
 
 

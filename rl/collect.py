@@ -80,6 +80,7 @@ def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/images": float(np.mean([len(t.images) for t in trajectories])),
     }
     for name in sorted({name for t in trajectories for name in t.reward_parts}):
-        metrics[f"reward/{name}"] = float(np.mean([t.reward_parts[name] for t in trajectories if name in t.reward_parts]))
+        values = [t.reward_parts[name] for t in trajectories if name in t.reward_parts]
+        metrics[f"reward/{name}"] = float(np.mean(values))
     stops = Counter(t.stop for t in trajectories)
     return metrics | {f"stop/{stop}": count / len(trajectories) for stop, count in sorted(stops.items())}

@@ -5,15 +5,19 @@ Knows names, types and ranges; nothing else reads a command line or a file of se
 
 from __future__ import annotations
 
+import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rl.masking import KEEP_STOPS
+
+CONFIG: Final = "config.json"
+"""What a run writes its settings to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +184,38 @@ def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:
     raise ValueError(f"{where}: {name} {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
 
 
-def read_config(words: Sequence[str]) -> TrainConfig:
-    """From command-line words: `[recipe.toml] [--key value …]`.
+def _from_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings from a recipe or a run's own file, with names and types checked."""
+    _check_names(table, where)
+    annotations = typing.get_type_hints(TrainConfig)
+    return {name: _typed(name, value, annotations[name], where) for name, value in table.items()}
+
+
+def resumed_settings(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that the run in `--output` was started with.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+    """
+    path = Path(read_config(words).output) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no run to resume")
+    written = json.loads(path.read_text("utf-8"))
+    return _from_table({name: value for name, value in written.items() if value is not None}, str(path))
+
+
+def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> TrainConfig:
+    """From command-line words: `[recipe.toml] [--key value …]`, on top of `base`.
 
     Raises:
         ValueError: On an unknown key, a value of the wrong type, or a combination that cannot work.
     """
     rest = list(words)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = dict(base or {})
     annotations = typing.get_type_hints(TrainConfig)
     if rest and not rest[0].startswith("--"):
         path = Path(rest.pop(0))
-        written = tomllib.loads(path.read_text("utf-8"))
-        _check_names(written, str(path))
-        settings = {name: _typed(name, value, annotations[name], str(path)) for name, value in written.items()}
+        settings |= _from_table(tomllib.loads(path.read_text("utf-8")), str(path))
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")

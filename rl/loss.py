@@ -51,7 +51,8 @@ def grpo_loss(
         old_logprobs: (N,) under the policy that sampled them.
         advantages: (N,).
         reference: (N,) under the reference; None leaves the KL out.
-        clip_low, clip_high: The ratio is clipped to [1 − low, 1 + high].
+        clip_low: The ratio is clipped to at least 1 − this.
+        clip_high: The ratio is clipped to at most 1 + this.
         beta: Weight of the KL.
         denominator: What the sum is divided by; None: N. 0 tokens give a loss of 0.
     """

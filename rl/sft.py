@@ -86,8 +86,8 @@ def curriculum(config: TrainConfig) -> tuple[Stage, ...]:
     if config.source is not None:
         return (own,)
     easier = {**config.env_arguments(), "tasks": ("locate",)}
-    first, second = ({**easier, "difficulty": difficulty} for difficulty in (1, None))
-    return Stage(first, config.sft_tasks // 3, EASY_QUESTIONS), Stage(second, config.sft_tasks // 3, EASY_QUESTIONS), own
+    easy = [Stage({**easier, "difficulty": level}, config.sft_tasks // 3, EASY_QUESTIONS) for level in (1, None)]
+    return (*easy, own)
 
 
 class ColdStart:

@@ -1,6 +1,7 @@
-"""The command: `python -m rl.train [recipe.toml] [--key value …] [--resume]`.
+"""The command: `python -m rl.train [recipe.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
 
-Reads a configuration, shows progress, prints the result. Everything else is in trainer.py.
+Reads a configuration, shows progress, prints the result. Everything else is in trainer.py. A resumed run keeps the
+settings it was started with, unless they are given anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from rl.config import TrainConfig, read_config
+from rl.config import TrainConfig, read_config, resumed_settings
 
 
 class ProgressBars:
@@ -67,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> int:
     resume = "--resume" in arguments
     console = Console()
     try:
-        config = read_config([word for word in arguments if word != "--resume"])
+        words = [word for word in arguments if word != "--resume"]
+        config = read_config(words, resumed_settings(words) if resume else None)
         from rl.trainer import GRPOTrainer  # torch: only once the command line is right
 
         with ProgressBars(console) as bars:

@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from agents.evaluate import Report, evaluate_agent
+from agents.evaluate import evaluate_agent
 from agents.hf_sampler import HFSampler
 from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
+from agents.report import Report
 from agents.rollout import make_envs, run_episodes
 from agents.sampling import SamplingParameters
 from agents.tiny_model import tiny_qwen_vl
@@ -26,7 +27,7 @@ from mimgenv.records import write_records
 from rl.batch import pack
 from rl.checkpoint import Progress, checkpoints, load_checkpoint, restore_optimizer, save_checkpoint
 from rl.collect import collect
-from rl.config import TrainConfig
+from rl.config import CONFIG, TrainConfig
 from rl.loss import grpo_loss
 from rl.policy import token_log_probs
 from rl.sft import STAGE_IOU, ColdStart, sft_step
@@ -85,7 +86,7 @@ class GRPOTrainer:
     def train(self) -> Result:
         """Runs to the end and writes `model/`, `curve.png`, `episodes.html` and `result.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1))
+        (self.folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1))
         self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
         if self.progress.phase == "sft":
             self._cold_start()

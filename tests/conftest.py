@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from agents.qwen_vl import QwenVL
+
+# Time says more of the machine than of the code: tests that mean it measure the processor's.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 IMAGE_SHARE = 1 / 0.15
 """Undoes the whisper of a fresh tiny model's images, so that a wrong image is seen in every log-prob."""

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import agents
-from agents.evaluate import Estimate, Report, evaluate_agent, evenly, main, score, summarise, turn_text
+from agents.evaluate import evaluate_agent, main, turn_text
 from agents.oracle import OracleAgent
+from agents.report import Estimate, Report, evenly, score, summarise
 from agents.types import Action, History
 from mimgenv import default_codec, load_task
 from mimgenv.errors import ConfigurationError

@@ -6,7 +6,6 @@ import json
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -39,7 +38,9 @@ def words(*special: str) -> Tokenizer:
 
 @given(st.text())
 @example("é漢字🎉\x00\r\n\x0b\ufeff\u202e")
-@example("red circle", )
+@example(
+    "red circle",
+)
 @example('<think>a</think><answer>{"image": 1, "label": "red circle", "bbox_2d": [0, 7, 84, 14]}</answer>')
 @example("7, 14, 840, 84,84 , 0, user\nuser\nImage-1: \nImage-3: ")
 @example("redred reddish red  circle circles <0x41> <0xFF>")
@@ -74,7 +75,10 @@ def test_the_codec_is_made_once() -> None:
 
 @pytest.mark.slow
 def test_training_the_tokenizer_anew_gives_the_file_that_ships() -> None:
-    """Where this fails, what episodes say has changed: `python -m mimgenv.assets.train_tokenizer` makes the file anew."""
+    """Where this fails, what episodes say has changed.
+
+    `python -m mimgenv.assets.train_tokenizer` makes the file anew.
+    """
     from mimgenv.assets.train_tokenizer import train
 
     shipped = files("mimgenv").joinpath("assets/tokenizer.json").read_text("utf-8")
@@ -110,7 +114,7 @@ def test_ids_out_of_range_and_special_ids_are_bad_tokens(index: int) -> None:
 
 
 def test_no_ids_are_the_empty_turn() -> None:
-    assert CODEC.decode_turn(()) == CODEC.decode_turn(np.array([], np.int64)) == CODEC.decode_turn(CODEC.end_ids[:1]) == ""
+    assert CODEC.decode_turn(()) == CODEC.decode_turn([]) == CODEC.decode_turn(CODEC.end_ids[:1]) == ""
 
 
 def test_a_sampler_is_told_to_ban_what_a_turn_may_not_hold_and_nothing_else() -> None:

@@ -104,7 +104,7 @@ def test_resized_sides_are_multiples_of_28_and_within_the_greatest_number_of_pix
 ) -> None:
     rows, columns = smart_resize(height, width, min_pixels=28 * 28, max_pixels=tiles * 28 * 28)
     assert rows % 28 == columns % 28 == 0
-    assert 28 <= min(rows, columns)
+    assert min(rows, columns) >= 28
     # A side is never less than 28, so that very long images may stay above the bound.
     assert rows * columns <= tiles * 28 * 28 or min(rows, columns) == 28
 
@@ -151,9 +151,7 @@ def test_every_declared_box_frame_differs_from_every_other() -> None:
     }
 
 
-@given(
-    st.sampled_from(sorted(BOX_FRAMES)), boxes(), boxes(), st.integers(28, 600), st.integers(28, 600), st.booleans()
-)
+@given(st.sampled_from(sorted(BOX_FRAMES)), boxes(), boxes(), st.integers(28, 600), st.integers(28, 600), st.booleans())
 def test_a_box_goes_to_every_frame_and_back(
     frame: str, box: Box, region: Box, width: int, height: int, there_first: bool
 ) -> None:

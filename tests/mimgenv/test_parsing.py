@@ -69,6 +69,14 @@ def code(read: Callable[[Any], object], value: object) -> str:
     return caught.value.code
 
 
+def tried(read: Callable[[Any], object], value: object) -> object:
+    """What was read, or the documented code of the error."""
+    try:
+        return read(value)
+    except TurnError as error:
+        return TURN_ERRORS[error.code]
+
+
 def box(written: str) -> str:
     return f'{{"image": 1, "label": "a", "bbox_2d": {written}}}'
 
@@ -159,20 +167,18 @@ def test_a_call_of_another_shape_is_bad_json(body: str) -> None:
 @pytest.mark.parametrize("turn", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_turn_is_read_or_refused_in_well_under_a_second(turn: str) -> None:
     started = time.process_time()
-    try:
-        parsed = parse_turn(turn)
-        if isinstance(parsed, AnswerText):
-            for read in (parse_grounding, parse_text_answer):
-                try:
-                    read(parsed.text)
-                except TurnError as error:
-                    assert error.code in TURN_ERRORS
-    except TurnError as error:
-        assert error.code in TURN_ERRORS
+    parsed = tried(parse_turn, turn)
+    if isinstance(parsed, AnswerText):
+        assert isinstance(tried(parse_grounding, parsed.text), WrittenBox | str)
+        assert isinstance(tried(parse_text_answer, parsed.text), str)
+    else:
+        assert parsed in TURN_ERRORS.values()
     assert time.process_time() - started < 0.3
 
 
-_pieces = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<tool_call>", "</tool_call>", CALL, "{", "]"])
+_pieces = st.sampled_from(
+    ["<think>", "</think>", "<answer>", "</answer>", "<tool_call>", "</tool_call>", CALL, "{", "]"]
+)
 
 
 _any = st.text(st.characters(), max_size=50)  # lone surrogates included
@@ -181,16 +187,15 @@ _any = st.text(st.characters(), max_size=50)  # lone surrogates included
 @given(st.one_of(_any, st.lists(st.one_of(_pieces, _any), max_size=8).map("".join)))
 @example("<think></think><answer>\ud800</answer>")
 def test_any_text_is_a_turn_or_a_coded_error(text: str) -> None:
-    try:
-        assert isinstance(parse_turn(text), ToolCall | AnswerText)
-    except TurnError as error:
-        assert error.code in TURN_ERRORS
+    assert isinstance(tried(parse_turn, text), ToolCall | AnswerText | str)
 
 
 # JSON
 
 
-@pytest.mark.parametrize("text", ['{"a": 1}', ' {"a": 1}\n', '```json\n{"a": 1}\n```', '```{"a": 1}```', '```json{"a":1}```'])
+@pytest.mark.parametrize(
+    "text", ['{"a": 1}', ' {"a": 1}\n', '```json\n{"a": 1}\n```', '```{"a": 1}```', '```json{"a":1}```']
+)
 def test_an_object_is_read_with_or_without_a_fence(text: str) -> None:
     assert load_object(text) == {"a": 1}
 
@@ -225,7 +230,11 @@ def test_an_image_named_by_anything_but_a_whole_number_is_a_bad_index(written: o
 
 @pytest.mark.parametrize(
     ("written", "expected"),
-    [([1, 2, 3, 4], (1, 2, 3, 4)), ([0.5, -1, 1e3, 2], (0.5, -1, 1000, 2)), ([-5, -5, 10**9, 10**9], (-5, -5, 1e9, 1e9))],
+    [
+        ([1, 2, 3, 4], (1, 2, 3, 4)),
+        ([0.5, -1, 1e3, 2], (0.5, -1, 1000, 2)),
+        ([-5, -5, 10**9, 10**9], (-5, -5, 1e9, 1e9)),
+    ],
 )
 def test_four_finite_numbers_in_order_are_a_box(written: list[float], expected: tuple[float, ...]) -> None:
     assert read_box(written) == expected
@@ -261,7 +270,9 @@ def test_what_is_no_box_of_finite_numbers_with_an_area_is_a_bad_box(written: str
     assert code(parse_grounding, box(written)) == "bad_box"
 
 
-@pytest.mark.parametrize("written", ["[1, 2, 3, ٤]", "[01, 2, 3, 4]", "[1, 2, 3, +4]", "[1, 2, 3, 0x4]", "[1, 2, 3, .5]"])
+@pytest.mark.parametrize(
+    "written", ["[1, 2, 3, ٤]", "[01, 2, 3, 4]", "[1, 2, 3, +4]", "[1, 2, 3, 0x4]", "[1, 2, 3, .5]"]
+)
 def test_digits_of_other_scripts_and_numbers_json_does_not_know_are_bad_json(written: str) -> None:
     assert code(parse_grounding, box(written)) == "bad_json"
 
@@ -326,14 +337,17 @@ _json = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({}, optional={"image": _json, "label": _json, "bbox_2d": st.lists(_json, max_size=5) | _json}))
+@given(
+    st.fixed_dictionaries({}, optional={"image": _json, "label": _json, "bbox_2d": st.lists(_json, max_size=5) | _json})
+)
 def test_any_json_is_a_box_with_an_area_or_a_coded_error(answer: dict[str, Any]) -> None:
-    try:
-        written = parse_grounding(json.dumps(answer))
+    written = tried(parse_grounding, json.dumps(answer))
+    if isinstance(written, WrittenBox):
         assert written.box[0] < written.box[2]
         assert written.box[1] < written.box[3]
-    except TurnError as error:
-        assert error.code in TURN_ERRORS
+        assert {"label", "bbox_2d"} <= set(answer)
+    else:
+        assert written in TURN_ERRORS.values()
 
 
 def test_a_text_answer_is_stripped_and_has_a_greatest_length() -> None:

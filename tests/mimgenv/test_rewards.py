@@ -39,7 +39,9 @@ def worth(preset: str, of: Outcome) -> tuple[dict[str, float], float]:
 # Parts
 
 
-@pytest.mark.parametrize(("answer", "expected"), [(TRUTH, 1.0), (HALF, 0.5), (MOST, 0.8), (ELSEWHERE, 0.0), (None, 0.0)])
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(TRUTH, 1.0), (HALF, 0.5), (MOST, 0.8), (ELSEWHERE, 0.0), (None, 0.0)]
+)
 def test_the_iou_part_is_the_iou_and_0_in_a_wrong_image(answer: Grounding | None, expected: float) -> None:
     assert iou_part(outcome(TRUTH, answer)) == pytest.approx(expected)
 

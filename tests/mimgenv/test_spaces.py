@@ -114,7 +114,9 @@ def test_sampled_turns_lie_in_the_space_and_differ_in_length() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("make", [lambda s: ImageSpace(9, s), lambda s: UnicodeText(9, s), lambda s: TokenTurn(9, 9, s)])
+@pytest.mark.parametrize(
+    "make", [lambda s: ImageSpace(9, s), lambda s: UnicodeText(9, s), lambda s: TokenTurn(9, 9, s)]
+)
 def test_the_same_seed_samples_the_same(make: Any) -> None:
     first, again, other = make(3), make(3), make(4)
     several = [[space.sample() for _ in range(5)] for space in (first, again, other)]

@@ -18,7 +18,9 @@ from mimgenv.spaces import UnicodeText
 
 CODEC = mimgenv.default_codec()
 ENV_ID = "MultiImageTinyZoom-v0"
-ZOOM = '<think>small</think><tool_call>{"name": "zoom", "arguments": {"image": 2, "bbox_2d": [0, 0, 42, 42]}}</tool_call>'
+ZOOM = (
+    '<think>small</think><tool_call>{"name": "zoom", "arguments": {"image": 2, "bbox_2d": [0, 0, 42, 42]}}</tool_call>'
+)
 ANSWER = '<think>é漢</think><answer>{"image": 3, "label": "red circle", "bbox_2d": [0, 0, 42, 42]}</answer>'
 
 

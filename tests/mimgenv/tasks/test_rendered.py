@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ def test_the_ranges_of_the_splits_touch_but_do_not_overlap(monkeypatch: pytest.M
             drawn.append(seed[1])
         return real(seed)
 
-    monkeypatch.setattr(rendered.np.random, "default_rng", spy)
+    monkeypatch.setattr(np.random, "default_rng", spy)
     make_task.cache_clear()
     for split in SPLITS:
         for number in (0, SPLIT_SIZE - 1):
@@ -317,7 +317,7 @@ def uneven(counts: Mapping[Any, int], cells: Iterable[Any]) -> float:
 
 
 BOUND = 8.0
-"""Far beyond chance for two and more degrees of freedom (p < 0.0004), far below what any lean gives here."""
+"""Far beyond chance (p < 0.005 with one degree of freedom, < 0.0004 with two), far below what a lean would give."""
 
 
 def test_the_measure_of_unevenness_finds_a_lean() -> None:
@@ -376,25 +376,15 @@ def test_the_target_stands_in_each_ninth_of_the_picture_equally_often(task_type:
     assert uneven(cells, ((x, y) for x in range(3) for y in range(3))) < BOUND / 2
 
 
-def score(task_type: str, guess: Callable[[Task], str], episodes: int) -> float:
-    tasks = (tiny(task_type, number) for number in range(episodes))
-    return sum(guess(task) == task.truth.text for task in tasks if isinstance(task.truth, TextAnswer)) / episodes
-
-
-@pytest.mark.parametrize("said", ["1", "2", "3"])
-def test_always_naming_the_same_image_is_right_a_third_of_the_time(said: str) -> None:
-    assert score("odd_one_out_qa", lambda task: said, 600) == pytest.approx(1 / IMAGES, abs=0.06)
-
-
-def test_a_blind_answer_earns_its_floor_in_the_environment() -> None:
+def test_always_naming_the_first_image_is_right_a_third_of_the_time_and_paid_so() -> None:
     env = gym.make(IDS["tiny"], tasks=("odd_one_out_qa",))
     turn = mimgenv.default_codec().encode_turn("<think></think><answer>1</answer>")
     rewards = []
-    for seed in range(150):
+    for seed in range(300):
         env.reset(seed=seed)
-        rewards.append(env.step(turn)[1])
+        rewards.append(float(env.step(turn)[1]))
     assert set(rewards) == {0.5, 1.5}
-    assert np.mean(rewards) == pytest.approx(0.5 + 1 / IMAGES, abs=0.12)
+    assert np.mean(rewards) == pytest.approx(0.5 + 1 / IMAGES, abs=0.08)
 
 
 # Pictures
