@@ -62,10 +62,6 @@ class Chat:
         self.image_id: int = image_id
 
     @cached_property
-    def _special(self) -> tuple[str, ...]:
-        return tuple(self.codec.decode([index]) for index in self.codec.special_ids)
-
-    @cached_property
     def _around(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """What stands before and after the text of the first user turn, and of a later one."""
         return self._split(True), self._split(False)
@@ -81,7 +77,7 @@ class Chat:
 
     def _body(self, message: Message) -> str:
         """The message as the template writes it: text as it is, images as vision tokens."""
-        if any(token in message.text for token in self._special) or _SAID in message.text:
+        if any(token in message.text for token in self.codec.special_tokens) or _SAID in message.text:
             raise ValueError("a message holds a token of the conversation format")
         return message.text.replace("<image>", self._image)
 

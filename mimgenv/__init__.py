@@ -19,7 +19,14 @@ ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
     "MultiImageQA-v0": {},
     "MultiImageGrounding-v0": {"tasks": "grounding"},
     "MultiImageTiny-v0": {**_TINY, "max_turns": 2, "tools": ()},
-    "MultiImageTinyZoom-v0": {**_TINY, "tasks": ("referring",), "difficulty": 4, "max_turns": 2, "tools": ("zoom",)},
+    "MultiImageTinyZoom-v0": {
+        **_TINY,
+        "tasks": ("referring",),
+        "difficulty": 4,
+        "max_turns": 2,
+        "max_tokens": 128,
+        "tools": ("zoom",),
+    },
 }
 """Every id, with what it sets; any argument may be given anew to `gym.make`."""
 

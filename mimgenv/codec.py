@@ -40,7 +40,9 @@ class Codec:
         self.end_ids = tuple(index for index in ends if index is not None)
         if not self.end_ids:
             raise ConfigurationError(f"the tokenizer has none of the end-of-turn tokens {list(END_TOKENS)}")
-        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        special = {index: token.content for index, token in added.items() if token.special}
+        self.special_ids = frozenset(special)
+        self.special_tokens = tuple(special.values())
 
     @property
     def banned_ids(self) -> frozenset[int]:

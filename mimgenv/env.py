@@ -35,7 +35,7 @@ STOPS: Final = ("answered", "void", "turn_limit", "token_limit", "image_limit", 
 CHARACTERS_PER_TOKEN: Final = 4
 """What a turn given as text is charged, since it is not tokenized."""
 
-MAX_SIDE: Final = 4096
+MAX_SIDE: Final = 16_384
 MAX_TEXT: Final = 16_384
 IMAGES: Final = ImageSpace(MAX_SIDE)
 
@@ -132,6 +132,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self._views: list[View] = []
         self._answer: Answer | None = None
         self._stop: str | None = None
+        self._parts: tuple[str, ...] = ()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -146,6 +147,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
             TaskError: If the task does not exist or has more images than `max_images`.
         """
         super().reset(seed=seed)
+        self._task = None  # no step, should the task not come about
         if options and "task_id" in options:
             task = load_task(options["task_id"])
         else:
@@ -156,6 +158,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self._views = [self._show(image, number) for number, image in enumerate(task.images, 1)]
         self._turns = self._tokens = self._tool_images = 0
         self._valid, self._answer, self._stop = True, None, None
+        self._parts = tuple(reward_parts(self.reward, Outcome(task.truth, None, True, 0)))
         text = first_text(task, self.instructions, self.tools, self.box_frame)
         return {"images": tuple(view.pixels.copy() for view in self._views), "text": text}, self._info(None)
 
@@ -220,7 +223,11 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self._tokens += min(length, left)
         if length > left:
             raise TurnError("too_long", f"{left} tokens were left.")
-        return action if isinstance(action, str) else self.codec.decode_turn([int(index) for index in action])
+        if not isinstance(action, str):
+            return self.codec.decode_turn([int(index) for index in action])
+        if any(token in action for token in self.codec.special_tokens):
+            raise TurnError("bad_token")
+        return action
 
     def _call(self, task: Task, call: ToolCall) -> View | None:
         context = ToolContext(self._views, task.images, self.box_frame)
@@ -277,11 +284,10 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         }
         info: dict[str, Any] = {"error": error.code if error else None, "stop": self._stop, "budget": budget}
         info |= {"task_id": task.task_id, "task_type": task.task_type}
-        outcome = Outcome(task.truth, self._answer, self._valid, self._tool_images)
-        parts = reward_parts(self.reward, outcome)
         if self._stop is None:
-            return info | {"reward_parts": dict.fromkeys(parts, 0.0)}
-        return info | {"reward_parts": parts, "success": succeeded(outcome)}
+            return info | {"reward_parts": dict.fromkeys(self._parts, 0.0)}
+        outcome = Outcome(task.truth, self._answer, self._valid, self._tool_images)
+        return info | {"reward_parts": reward_parts(self.reward, outcome), "success": succeeded(outcome)}
 
 
 def _tool_table(tools: Sequence[str | Tool]) -> dict[str, Tool]:
@@ -291,5 +297,7 @@ def _tool_table(tools: Sequence[str | Tool]) -> dict[str, Tool]:
             if tool not in TOOLS:
                 raise ConfigurationError(f"tool {tool!r} is not one of {list(TOOLS)}")
             tool = TOOLS[tool]()
+        if tool.name in table:
+            raise ConfigurationError(f"two tools are named {tool.name!r}")
         table[tool.name] = tool
     return table

@@ -152,7 +152,7 @@ class VisualConfirmation:
 
     name = "visual_confirmation"
     parameters = ("image", "bbox_2d", "label")
-    description = "Shows an image with your box drawn on it. Use it before you answer, to confirm that the box is right."
+    description = "Shows an image with your box drawn on it. Use it before you answer, to confirm the box."
 
     def __call__(self, context: ToolContext, arguments: dict[str, Any]) -> View:
         """The view with the box outlined in red over white."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import gymnasium as gym
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -74,8 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
         with ProgressBars(console) as bars:
             result = GRPOTrainer(config, resume=resume, on_step=bars).train()
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        print(f"rl.train: {error}", file=sys.stderr)
+    except (ValueError, OSError, gym.error.Error) as error:
+        print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for name in sorted(dataclasses.asdict(result)["after"]):
         if name.startswith(("iou/", "answer/")):

@@ -84,7 +84,7 @@ class GRPOTrainer:
         self.sampler = HFSampler(self.qwen, config.seed)
 
     def train(self) -> Result:
-        """Runs to the end and writes `model/`, `curve.png`, `episodes.html` and `result.json`."""
+        """Runs to the end and writes `model/`, `curve.png`, `episodes.html`, `before.json` and `after.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1))
         self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
@@ -123,7 +123,9 @@ class GRPOTrainer:
                 save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
             if done:
                 break
-        self.progress = Progress("grpo", 0)
+        self.progress = Progress("grpo", 0)  # saved with a fresh optimiser: a run killed from here on is done with SFT
+        optimizer = self._optimizer(config.learning_rate, config.weight_decay)
+        save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
 
     def _probe(self, cold_start: ColdStart) -> tuple[bool, dict[str, float]]:
         """Measures the stage's own tasks; moves on to the next stage, or tells that the cold start is done."""
@@ -134,15 +136,16 @@ class GRPOTrainer:
         report = self.evaluate(episodes, 0.0, stage.arguments)
         metrics = report.metrics("probe/")
         measured = report.metrics()
-        iou = measured.get("reward/iou", 0.0)
+        iou = report.grounding.score.mean if report.grounding is not None else 0.0
         if not last:
             if iou >= STAGE_IOU:
                 self.progress = Progress("sft", state.step, state.stage + 1, state.step)
             return False, metrics
         self.progress = replace(state, skills={row.name: row.score.mean for row in report.rows})
         least = min((value for name, value in measured.items() if name.startswith("iou/")), default=0.0)
-        well_formed = measured["reward/format"] >= config.sft_stop_format
-        return iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed, metrics
+        flawless = [t.stop == "answered" and all(turn.error is None for turn in t.turns) for t in report.trajectories]
+        well_formed = np.mean(flawless) >= config.sft_stop_format
+        return bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed), metrics
 
     # ---------------------------------------------------------------- GRPO
 
@@ -258,7 +261,7 @@ class GRPOTrainer:
         self.sampler.generator.manual_seed(int(number) >> 1)
 
     def _optimizer(self, rate: float, decay: float) -> torch.optim.AdamW:
-        optimizer = torch.optim.AdamW(self.qwen.model.parameters(), rate, betas=(0.9, 0.95), weight_decay=decay)
+        optimizer = torch.optim.AdamW(self.qwen.model.parameters(), rate, betas=(0.9, float(__import__("os").environ.get("B2", "0.95"))), weight_decay=decay)
         if self._tensors:
             restore_optimizer(optimizer, self._tensors)
             self._tensors = {}
@@ -267,7 +270,11 @@ class GRPOTrainer:
 
 def _fresh_model(config: TrainConfig) -> QwenVL:
     if config.start == SCRATCH:
-        return tiny_qwen_vl(config.seed)
+        qwen = tiny_qwen_vl(config.seed)
+        qwen.model.to(config.device)
+        for parameter in qwen.model.parameters():  # not the buffers, as where a checkpoint is loaded
+            parameter.data = parameter.data.to(getattr(torch, config.dtype))
+        return qwen
     return load_qwen_vl(config.start, config.device, config.dtype)
 
 

@@ -114,6 +114,8 @@ class RenderedTasks:
         unknown = [name for name in tasks if name not in TASK_TYPES]
         if unknown or not tasks:
             raise ConfigurationError(f"task types {unknown or list(tasks)} are not among {list(TASK_TYPES)}")
+        if difficulty is not None and type(difficulty) is not int:
+            raise ConfigurationError(f"difficulty {difficulty!r} is not a whole number")
         _world(world).counts(difficulty)
         self.world, self.split, self.difficulty = world, split, difficulty
         self.task_types = tuple(tasks)

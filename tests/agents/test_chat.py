@@ -153,6 +153,14 @@ def test_the_end_of_a_turn_is_written_once_whichever_end_token_the_policy_chose(
     assert said.startswith(f"<think>a{end}\n<|im_start|>user\nImage-3: ")
 
 
+def test_so_it_is_where_the_template_ends_a_turn_with_the_other_one() -> None:
+    other = CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")
+    ids = (*CODEC.encode("<think>a"), CODEC.tokenizer.token_to_id("<|endoftext|>"))
+    for turn in (Action(ids), Action(ids[:-1], (), "length")):
+        text = CODEC.decode(chat_of(other).prompt(history([turn], (FIRST, ZOOMED))).ids)
+        assert text == whole(other, (FIRST, ZOOMED), ["<think>a"], ask=True)
+
+
 def test_a_turn_without_an_end_token_is_closed_by_the_chat() -> None:
     texts = [CODEC.decode(chat_of().prompt(history([turn])).ids) for turn in (closed("<think>a"), cut("<think>a"))]
     assert texts[0] == texts[1]

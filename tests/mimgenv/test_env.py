@@ -142,7 +142,7 @@ def test_the_table_of_ids_is_what_is_registered_and_each_setting_reaches_the_env
         assert gym.spec(env_id).kwargs == arguments
     tiny = gym.make("MultiImageTinyZoom-v0").unwrapped
     assert isinstance(tiny, MultiImageEnv)
-    assert (tiny.max_turns, tiny.max_tokens, tiny.max_images, list(tiny.tools)) == (2, 64, 6, ["zoom"])
+    assert (tiny.max_turns, tiny.max_tokens, tiny.max_images, list(tiny.tools)) == (2, 128, 6, ["zoom"])
     grounding = gym.make("MultiImageGrounding-v0").unwrapped
     assert isinstance(grounding, MultiImageEnv)
     assert grounding.source.task_types == tuple(GROUNDING_TYPES)
@@ -251,24 +251,27 @@ def test_an_image_with_too_many_pixels_is_shown_smaller_in_whole_tiles() -> None
 
 
 def test_what_is_handed_out_is_never_used_again() -> None:
+    """Each observation is overwritten as soon as it is read; each tool call looks at the image before."""
     env = environment(task(), max_turns=9)
     served = env.source.task(0)
-    seen = [env.reset(seed=0)[0]] + [env.step(LOOK)[0] for _ in range(3)]
-    kept = [fingerprint(observation) for observation in seen]
-    for observation in seen:
-        for image in observation["images"]:
-            assert image.flags.writeable
-            image[:] = 255
-    again = [env.reset(seed=0)[0]] + [env.step(LOOK)[0] for _ in range(3)]
-    assert [fingerprint(observation) for observation in again] == kept
+    for _ in range(2):
+        seen = []
+        for turn in (None, call(image=2), call(image=3), call(image=4)):
+            observation = env.reset(seed=0)[0] if turn is None else env.step(turn)[0]
+            seen += [image.copy() for image in observation["images"]]
+            for image in observation["images"]:
+                image[:] = 255
+        for image, original in zip(seen, [served.images[0]] + [served.images[1]] * 4, strict=True):
+            np.testing.assert_array_equal(image, original)
     np.testing.assert_array_equal(served.images[0], picture(112, 84, 1))
 
 
 def test_no_two_images_handed_out_share_memory() -> None:
-    env = environment(task(), max_turns=9, render_mode="rgb_array")
-    observations = [env.reset(seed=0)[0], env.step(LOOK)[0], env.step(LOOK)[0], env.reset(seed=0)[0]]
+    env = environment(task(), max_turns=9)
+    observations = [env.reset(seed=0)[0], env.step(LOOK)[0], env.step(call(image=3))[0]]
     handed = [image for observation in observations for image in observation["images"]]
     handed += [view.pixels for view in env.views]
+    handed += env.reset(seed=0)[0]["images"]
     assert not any(np.shares_memory(a, b) for i, a in enumerate(handed) for b in handed[:i])
 
 

@@ -56,7 +56,7 @@ def test_a_sample_is_its_trajectory_with_the_policys_tokens_marked_and_its_advan
     first = collected.rows[0][0]
     prompt = CODEC.encode("[user]Where?<|image_pad|>[me]")
     assert first == Sample(
-        prompt + (100, 101, 102),
+        (*prompt, 100, 101, 102),
         (False,) * len(prompt) + (True,) * 3,
         (0.0,) * len(prompt) + (-1.0, -2.0, -3.0),
         (PICTURE,),

@@ -36,13 +36,13 @@ from mimgenv.types import Answer, Grounding, Task, TextAnswer
 IDS = {"tabletop": "MultiImageQA-v0", "tiny": "MultiImageTiny-v0"}
 
 FINGERPRINTS = {
-    "tabletop/locate": "cff0cf5a9eb89d29ca47c5b8f07a4d3a",
-    "tabletop/referring": "641c44871eef842bbb653c62365b25da",
-    "tabletop/static_difference": "0aabe85800228bd0535b30529fe83e4b",
-    "tabletop/odd_one_out": "0872cae8b1fbbbbe23de39a7073ff989",
-    "tabletop/group_grounding": "4a24bc92b8eab4f822c503ff61ccabd9",
-    "tabletop/odd_one_out_qa": "f362413da9f0ab3420cf9fd21f956811",
-    "tabletop/counting": "39e93a0a1748b8b590c21c10ccf1eb80",
+    "tabletop/locate": "4929f8a92a42010fea9337f5210f5aa3",
+    "tabletop/referring": "b9fbfb7a20fe8d26209987d5664260c4",
+    "tabletop/static_difference": "426f1b52444b3907f787784233a6e268",
+    "tabletop/odd_one_out": "ad85085e8baf973561628b9a6e13bdb0",
+    "tabletop/group_grounding": "6fcdd67a7c4a497a799809255eaeb8a3",
+    "tabletop/odd_one_out_qa": "6fb747b0bb88d5ae439120538b309ad3",
+    "tabletop/counting": "22fc396730d6bd9cbcefc2ba2d6ecd8c",
     "tiny/locate": "f21b3b7c6103fb08e9dcad7be2061fb3",
     "tiny/referring": "ea08f013e8e9e0d16adfdf7ce025fc9e",
     "tiny/static_difference": "5754076313d95e764844048acd0eeaac",
@@ -184,6 +184,32 @@ def test_identities_say_which_object_is_the_same_in_two_images(world: str, count
             assert all(named[0][identity] == named[1][identity] for identity in shared)
         else:
             assert len(set().union(*named)) == sum(map(len, named))
+
+
+def test_an_object_alone_is_sometimes_just_called_the_object_and_one_among_others_never() -> None:
+    alone = [tiny("locate", number, 1) for number in range(100)]
+    plain = sum(task.question == "Find the object in Image-1." for task in alone)
+    assert plain == pytest.approx(60, abs=15)
+    assert not [n for n in range(50) if " object " in tiny("locate", n, 2).question]
+
+
+def test_a_static_difference_changes_the_pixels_of_one_thing_and_nothing_else() -> None:
+    for number in range(20):
+        task = tiny("static_difference", number)
+        assert isinstance(task.truth, Grounding)
+        rows, columns = np.nonzero((task.images[0] != task.images[1]).any(axis=2))
+        x1, y1, x2, y2 = task.truth.box
+        assert len(rows)
+        assert x1 <= columns.min() <= columns.max() < x2
+        assert y1 <= rows.min() <= rows.max() < y2
+        assert task.truth.box in [o.box for o in task.objects[0]]
+
+
+def test_in_referring_only_the_look_carries_over() -> None:
+    tasks = [tiny("referring", number, 1) for number in range(40)]
+    places = [(task.objects[0][0].box, task.objects[1][0].box) for task in tasks]
+    assert sum(a == b for a, b in places) <= 3
+    assert all(task.images[0].tobytes() != task.images[1].tobytes() for task in tasks)
 
 
 # Seeds, splits, shares
