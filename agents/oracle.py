@@ -24,7 +24,7 @@ class OracleAgent:
 
     Args:
         box_frame: The environment's.
-        think: `label` (what the target is) or `rationale` (why).
+        think: `label` (what the target is: its first word, then all of them) or `rationale` (why).
         grid: Coordinates are rounded to multiples of this, in units of the box frame; the closest such box is played.
         zoom: How often it calls the `zoom` tool before it answers a grounding question, in [0, 1].
         zoom_share: Side of the zoomed region as a share of the image's.
@@ -51,7 +51,8 @@ class OracleAgent:
         task = load_task(history.task_id)
         thought = task.rationale
         if self.think == "label" and isinstance(task.truth, Grounding):
-            thought = task.truth.label
+            label = task.truth.label
+            thought = f"{label.split()[0]}: {label}"
         thought = f"<think>{thought}</think>"
         if isinstance(task.truth, TextAnswer):
             return f"{thought}<answer>{task.truth.text}</answer>"

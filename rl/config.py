@@ -20,6 +20,19 @@ CONFIG: Final = "config.json"
 """What a run writes its settings to."""
 
 
+_LEAST: Final = {
+    "sft_tasks": 3,  # a third of them in each easier stage
+    "sft_questions": 1,
+    "sft_rows": 1,
+    "sft_probe_every": 1,
+    "sft_probe_episodes": 1,
+    "prompts_per_step": 1,
+    "max_turn_tokens": 1,
+    "eval_episodes": 1,
+    "save_every": 1,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Everything that decides a run. The defaults train a tiny model from scratch on a CPU in minutes.
@@ -55,7 +68,7 @@ class TrainConfig:
         max_turn_tokens: Longest turn.
         learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
         clip_low, clip_high, beta: Of the surrogate and the KL to the reference.
-        normalise_advantages: Divide by the group's standard deviation.
+        normalise_advantages: Divide by the group's standard deviation, as GRPO does; Dr.GRPO does not.
         mask_invalid_actions: Do not train on turns that the environment refused.
         keep_stops: Stop reasons whose trajectories are trained on.
         count_masked: Whether masked trajectories enter their group's mean and deviation.
@@ -102,12 +115,12 @@ class TrainConfig:
     max_turn_tokens: int = 24
     learning_rate: float = 8e-4
     weight_decay: float = 0.0
-    warmup: int = 10
+    warmup: int = 30
     final_learning_rate: float = 0.1
     clip_low: float = 0.2
     clip_high: float = 0.28
     beta: float = 0.0
-    normalise_advantages: bool = True
+    normalise_advantages: bool = False
     mask_invalid_actions: bool = False
     keep_stops: tuple[str, ...] = tuple(stop for stop, kept in KEEP_STOPS.items() if kept)
     count_masked: bool = True
@@ -121,6 +134,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"group_size {self.group_size}: an advantage is relative to a group of at least 2")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
         unknown = set(self.keep_stops) - set(KEEP_STOPS)

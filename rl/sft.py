@@ -59,25 +59,17 @@ def sft_sample(chat: Chat, trajectory: Trajectory) -> Sample:
 def play_rows(
     agent: Agent, chat: Chat, env: str, arguments: Mapping[str, Any], tasks: Iterable[Task], questions: int
 ) -> dict[str, Rows]:
-    """Plays each task and at most `questions - 1` of its siblings: one row per task, by the task's type."""
+    """Plays each task and its first `questions - 1` siblings: one row per task, by the task's type."""
     envs = make_envs(env, PLAYED_TOGETHER, **{"codec": chat.codec, **arguments})
     rows: dict[str, Rows] = {}
     stream = iter(tasks)
     while chunk := list(islice(stream, PLAYED_TOGETHER)):  # a few at a time, while their images are in the cache
-        families = [[task.task_id, *_siblings(task, questions - 1)] for task in chunk]
+        families = [[relative.task_id for relative in (task, *siblings(task))][:questions] for task in chunk]
         trajectories = run_episodes(agent, envs, [task_id for family in families for task_id in family])
         samples = iter([sft_sample(chat, trajectory) for trajectory in trajectories])
         for task, family in zip(chunk, families, strict=True):
             rows.setdefault(task.task_type, []).append([next(samples) for _ in family])
     return rows
-
-
-def _siblings(task: Task, count: int) -> list[str]:
-    """At random, but those that leave the image to be found come first: they teach most."""
-    family = siblings(task)
-    order = np.random.default_rng(list(task.task_id.encode())).permutation(len(family))
-    chosen = sorted((family[index] for index in order), key=lambda sibling: sibling.named_image is not None)
-    return [sibling.task_id for sibling in chosen[: max(count, 0)]]
 
 
 def curriculum(config: TrainConfig) -> tuple[Stage, ...]:

@@ -261,7 +261,7 @@ class GRPOTrainer:
         self.sampler.generator.manual_seed(int(number) >> 1)
 
     def _optimizer(self, rate: float, decay: float) -> torch.optim.AdamW:
-        optimizer = torch.optim.AdamW(self.qwen.model.parameters(), rate, betas=(0.9, float(__import__("os").environ.get("B2", "0.95"))), weight_decay=decay)
+        optimizer = torch.optim.AdamW(self.qwen.model.parameters(), rate, betas=(0.9, 0.95), weight_decay=decay)
         if self._tensors:
             restore_optimizer(optimizer, self._tensors)
             self._tensors = {}

@@ -66,6 +66,8 @@ def whole_tokens() -> Iterator[AddedToken]:
     for colour, shape in itertools.product(COLOURS, SHAPES):
         for piece in AFTER_LABEL:
             yield AddedToken(f"{colour} {shape}{piece}", normalized=False)
+    for colour in COLOURS:
+        yield AddedToken(f"{colour}: ", normalized=False)
     for word in (*COLOURS, *(f" {shape}" for shape in SHAPES)):
         yield AddedToken(word, normalized=False, single_word=not word.startswith(" "))
     for number in LATTICE:

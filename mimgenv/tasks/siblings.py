@@ -9,30 +9,35 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+
 from mimgenv.types import Grounding, ObjectAnnotation, Task
 
 
 def siblings(task: Task) -> tuple[Task, ...]:
-    """Questions about other objects of the same images.
+    """Questions about other objects of the same images, in an order drawn from the task's id.
 
-    One `locate` task per object whose label occurs once in its image, then, where there are several images, one
-    `group_grounding` task per object whose label occurs once in all of them.
+    First those that leave something to be found: what the only object of an image is (`locate`), or which image an
+    object that occurs once in all of them is in (`group_grounding`). Then those that say which object in which image
+    (`locate`), for every object whose label occurs once in its image.
     """
     things = [(image, thing) for image, objects in enumerate(task.objects, 1) for thing in objects]
     here = Counter((image, thing.label) for image, thing in things)
     anywhere = Counter(thing.label for _, thing in things)
-    located = [_locate(task, *pair) for pair in things if here[pair[0], pair[1].label] == 1]
     several = len(task.images) > 1
+    alone = [_locate(task, *pair, "object") for pair in things if len(task.objects[pair[0] - 1]) == 1]
     grouped = [_group(task, *pair) for pair in things if several and anywhere[pair[1].label] == 1]
-    family = located + grouped
+    told = [_locate(task, *pair, pair[1].label) for pair in things if here[pair[0], pair[1].label] == 1]
+    rng = np.random.default_rng(list(task.task_id.encode()))
+    family = [some[index] for some in (alone + grouped, told) for index in rng.permutation(len(some))]
     return tuple(replace(sibling, task_id=f"{task.task_id}+{number}") for number, sibling in enumerate(family))
 
 
-def _locate(task: Task, image: int, thing: ObjectAnnotation) -> Task:
+def _locate(task: Task, image: int, thing: ObjectAnnotation, name: str) -> Task:
     return replace(
         task,
         task_type="locate",
-        question=f"Find the {thing.label} in Image-{image}.",
+        question=f"Find the {name} in Image-{image}.",
         truth=Grounding(image, thing.label, thing.box),
         rationale=thing.label,
         named_image=image,

@@ -11,6 +11,9 @@ import pytest
 
 from rl.config import TrainConfig, read_config
 
+COUNTS = ("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "prompts_per_step")
+COUNTS += ("max_turn_tokens", "eval_episodes", "save_every")
+
 
 def recipe(folder: Path, text: str) -> str:
     path = folder / "recipe.toml"
@@ -174,6 +177,8 @@ def test_a_missing_recipe_is_named() -> None:
     [
         ({"group_size": 1}, "group_size 1: "),
         ({"temperature": 0.0}, "temperature 0.0: "),
+        ({"sft_tasks": 2}, "sft_tasks 2: at least 3"),
+        *[({name: 0}, f"{name} 0: at least 1") for name in COUNTS],
         ({"temperature": -1.0}, "temperature -1.0: "),
         ({"keep_stops": ("answered", "bored")}, r"keep_stops \['bored'\] are not among \['answered', "),
     ],

@@ -99,6 +99,7 @@ def test_a_recipe_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("--steps=three", "--steps three: not a whole number"),
         ("--steps", "--steps: expected --key value"),
         ("--group_size=1", "group_size 1"),
+        ("--save_every=0", "save_every 0: at least 1"),
         ("--keep_stops=bored", "bored"),
         ("none.toml", "none.toml"),
         ("--env=NoSuch-v0", "NoSuch"),

@@ -193,7 +193,7 @@ def test_a_group_is_attempts_at_one_task_and_the_next_update_takes_the_next_task
 
 
 def test_the_cold_start_learns_what_the_oracle_says(tmp_path: Path) -> None:
-    config = small(tmp_path, steps=0, sft_steps=30, sft_rows=3, sft_probe_every=100, sft_learning_rate=3e-3)
+    config = small(tmp_path, steps=0, sft_steps=24, sft_rows=3, sft_probe_every=100, sft_learning_rate=3e-3)
     rows = run(config).metrics
     assert rows[-1]["loss/sft"] < 0.5 * rows[0]["loss/sft"]
 
