@@ -126,5 +126,3 @@ def _advance(agent: Agent, playing: dict[int, _Episode]) -> None:
         if isinstance(action, str):
             action = Action(episode.env.unwrapped.codec.encode_turn(action))  # type: ignore[attr-defined]
         _step(episode, action)
-
-

@@ -64,9 +64,7 @@ def row(run: Finished, seed: int) -> list[object]:
     cells: list[object] = [seed, round(run.cpu_seconds)]
     for how in ("greedy", "sampled"):
         cells += [run.metric(when, how, "reward/iou") for when in ("before", "after", "control")]
-    least = [
-        min(run.metric(when, "greedy", f"iou/{name}") for name in GROUNDING) for when in ("before", "after")
-    ]
+    least = [min(run.metric(when, "greedy", f"iou/{name}") for name in GROUNDING) for when in ("before", "after")]
     formats = [run.metric(when, "greedy", "reward/format") for when in ("before", "after")]
     answers = [run.metric(when, "greedy", "reward/answer") for when in ("before", "after")]
     return [*cells, *least, *formats, *answers]

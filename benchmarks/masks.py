@@ -23,7 +23,7 @@ VARIANTS: dict[str, list[str]] = {
     "invalid actions masked": ["--mask_invalid_actions", "true"],
 }
 COMMON = ["--env", "MultiImageTinyZoom-v0", "--temperature", "1.2", "--steps", "100", "--eval_every", "0"]
-HEADER = ("variant", "IoU before", "after (mean over seeds)", "s.e.", "sampled after", "format after", "masked / update")
+HEADER = ("variant", "IoU before", "after (mean)", "s.e.", "sampled after", "format after", "masked / update")
 
 
 def masked(run: Finished) -> float:
@@ -54,11 +54,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/masks"))
     options, rest = parser.parse_known_args()
     keys = [(number, seed) for number in range(len(VARIANTS)) for seed in options.seeds]
-    words = list(VARIANTS.values())
+    words, start = list(VARIANTS.values()), ["--start", str(options.start)]
     commands = {
-        options.output / f"{number}-{seed}": [
-            *COMMON, *words[number], "--start", str(options.start), "--seed", str(seed), *rest
-        ]  # fmt: skip
+        options.output / f"{number}-{seed}": [*COMMON, *words[number], *start, "--seed", str(seed), *rest]
         for number, seed in keys
     }
     finished = dict(zip(keys, train_all(commands, options.workers), strict=True))

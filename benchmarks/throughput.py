@@ -1,6 +1,6 @@
 """Episodes and turns per second on one core, beside Gymnasium's CartPole in the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/throughput.py
+OMP_NUM_THREADS=1 python benchmarks/throughput.py
 """
 
 from __future__ import annotations

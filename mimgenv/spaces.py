@@ -40,7 +40,7 @@ class ImageSpace(spaces.Space[Image]):
     def contains(self, x: Any) -> bool:
         """Whether `x` is (H, W, 3) uint8 with sides from 1 to `max_side`."""
         is_rgb = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
-        return is_rgb and 1 <= min(x.shape[:2]) and max(x.shape[:2]) <= self.max_side
+        return is_rgb and min(x.shape[:2]) >= 1 and max(x.shape[:2]) <= self.max_side
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageSpace) and other.max_side == self.max_side

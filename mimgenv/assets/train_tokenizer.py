@@ -25,10 +25,11 @@ from mimgenv.scenes.flat import COLOURS, SHAPES
 from mimgenv.tasks.rendered import TASK_TYPES, WORLDS, RenderedTasks
 from mimgenv.tools import TOOLS
 
-SPECIAL_TOKENS: Final = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
+ROLES: Final = ("endoftext", "im_start", "im_end")
+PLACES: Final = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
+VISION: Final = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+SPECIAL_TOKENS: Final = [f"<|{name}|>" for name in (*ROLES, *PLACES, *VISION)]
+"""Qwen2.5-VL's, in its order."""
 TAGS: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<answer>", "</answer>")
 PIECES: Final = (
     '</think><answer>{"image": ',

@@ -121,7 +121,8 @@ def test_the_thought_is_the_label_or_the_reason(bccd: str) -> None:
     (label,), (reason,) = (played(OracleAgent(think=think), GROUNDING, 1, source=bccd) for think in THOUGHTS)
     task = load_task(label.task_id)
     assert isinstance(task.truth, Grounding)
-    assert text(label, 0).startswith(f"<think>{task.truth.label}</think>")
+    named = task.truth.label
+    assert text(label, 0).startswith(f"<think>{named.split()[0]}: {named}</think>")
     assert text(reason, 0).startswith(f"<think>{task.rationale}</think>")
     assert task.truth.label != task.rationale
 

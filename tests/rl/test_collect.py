@@ -18,7 +18,15 @@ from rl.config import TrainConfig
 
 CODEC = default_codec()
 CHAT = Chat(CODEC, lambda messages, ask: "".join(f"[{m['role']}]{_text(m['content'])}" for m in messages) + "[me]")
-CONFIG = TrainConfig(normalise_advantages=False)
+
+
+def config_of(**switches: Any) -> TrainConfig:
+    """Switches as said; the others off."""
+    off: dict[str, Any] = {"normalise_advantages": False, "mask_invalid_actions": False, "divide_by_masked": False}
+    return TrainConfig(**{**off, "count_masked": True, "keep_stops": ("answered", "void"), **switches})
+
+
+CONFIG = config_of()
 PICTURE = np.zeros((28, 28, 3), np.uint8)
 ALL_STOPS = ("answered", "void", "turn_limit", "token_limit", "image_limit", "env_error")
 
@@ -84,7 +92,7 @@ def test_advantages_are_normalised_where_told() -> None:
     group = [played(0.0), played(0.0), played(3.0), played(5.0)]
     assert advantages(collect([group], CHAT, CONFIG)) == [[-2.0, -2.0, 1.0, 3.0]]
     scale = 4.5**0.5 + EPSILON
-    found = advantages(collect([group], CHAT, TrainConfig(normalise_advantages=True)))[0]
+    found = advantages(collect([group], CHAT, config_of(normalise_advantages=True)))[0]
     assert found == pytest.approx([-2 / scale, -2 / scale, 1 / scale, 3 / scale])
 
 
@@ -102,11 +110,11 @@ def test_masked_trajectories_are_left_out() -> None:
 @pytest.mark.parametrize("stop", ALL_STOPS)
 def test_keep_stops_decides_which_are_masked(stop: str) -> None:
     group = [played(0.0), played(1.0, stop), played(2.0)]
-    kept = collect([group], CHAT, TrainConfig(keep_stops=("answered", stop)))
+    kept = collect([group], CHAT, config_of(keep_stops=("answered", stop)))
     assert len(kept.rows[0]) == 3
-    only = collect([group], CHAT, TrainConfig(keep_stops=("answered",)))
+    only = collect([group], CHAT, config_of(keep_stops=("answered",)))
     assert len(only.rows[0]) == (3 if stop == "answered" else 2)
-    by_default = collect([group], CHAT, TrainConfig())
+    by_default = collect([group], CHAT, CONFIG)
     assert len(by_default.rows[0]) == (3 if stop in ("answered", "void") else 2)
 
 
@@ -120,30 +128,26 @@ def test_a_group_of_which_nothing_is_kept_leaves_no_row() -> None:
 
 def test_count_masked_decides_whether_masked_rewards_move_the_groups_mean() -> None:
     group = [played(0.0), played(4.0, "turn_limit"), played(2.0)]
-    assert advantages(collect([group], CHAT, TrainConfig(count_masked=True, normalise_advantages=False))) == [
-        [-2.0, 0.0]
-    ]
-    assert advantages(collect([group], CHAT, TrainConfig(count_masked=False, normalise_advantages=False))) == [
-        [-1.0, 1.0]
-    ]
+    assert advantages(collect([group], CHAT, config_of(count_masked=True))) == [[-2.0, 0.0]]
+    assert advantages(collect([group], CHAT, config_of(count_masked=False))) == [[-1.0, 1.0]]
 
 
 def test_count_masked_decides_whether_a_group_varies() -> None:
     group = [played(1.0), played(0.0, "turn_limit"), played(1.0)]
-    assert len(collect([group], CHAT, TrainConfig(count_masked=True)).rows) == 1
-    assert len(collect([group], CHAT, TrainConfig(count_masked=False)).rows) == 0
+    assert len(collect([group], CHAT, config_of(count_masked=True)).rows) == 1
+    assert len(collect([group], CHAT, config_of(count_masked=False)).rows) == 0
 
 
 def test_divide_by_masked_decides_whether_masked_tokens_enter_the_denominator() -> None:
     long = [turn(5), turn(4)]
     group = [played(0.0), played(1.0, "turn_limit", long), played(2.0, turns=[turn(2)])]
-    assert collect([group], CHAT, TrainConfig(divide_by_masked=False)).denominator == 3 + 2
-    assert collect([group], CHAT, TrainConfig(divide_by_masked=True)).denominator == 3 + 2 + 9
+    assert collect([group], CHAT, config_of(divide_by_masked=False)).denominator == 3 + 2
+    assert collect([group], CHAT, config_of(divide_by_masked=True)).denominator == 3 + 2 + 9
 
 
 def test_masked_tokens_of_dropped_groups_are_in_no_denominator() -> None:
     dropped = [played(1.0), played(1.0, "turn_limit")]
-    collected = collect([dropped, [played(0.0), played(1.0)]], CHAT, TrainConfig(divide_by_masked=True))
+    collected = collect([dropped, [played(0.0), played(1.0)]], CHAT, config_of(divide_by_masked=True))
     assert collected.denominator == 6
 
 
@@ -152,8 +156,8 @@ def test_masked_tokens_of_dropped_groups_are_in_no_denominator() -> None:
 
 def test_mask_invalid_actions_decides_whether_refused_turns_are_trained_on() -> None:
     group = [played(0.0, turns=[turn(5, "bad_json"), turn(2)]), played(1.0)]
-    plain = collect([group], CHAT, TrainConfig(mask_invalid_actions=False))
-    masked = collect([group], CHAT, TrainConfig(mask_invalid_actions=True))
+    plain = collect([group], CHAT, config_of(mask_invalid_actions=False))
+    masked = collect([group], CHAT, config_of(mask_invalid_actions=True))
     assert [sum(sample.mask) for sample in plain.rows[0]] == [7, 3]
     assert [sum(sample.mask) for sample in masked.rows[0]] == [2, 3]
     assert (plain.denominator, masked.denominator) == (10, 5)
@@ -162,7 +166,7 @@ def test_mask_invalid_actions_decides_whether_refused_turns_are_trained_on() -> 
 
 def test_the_actions_of_masked_trajectories_are_masked_alike_in_the_denominator() -> None:
     group = [played(0.0, "turn_limit", [turn(5, "bad_json"), turn(2)]), played(1.0)]
-    config = TrainConfig(mask_invalid_actions=True, divide_by_masked=True)
+    config = config_of(mask_invalid_actions=True, divide_by_masked=True)
     assert collect([group], CHAT, config).denominator == 2 + 3
 
 
@@ -180,7 +184,7 @@ def test_metrics_by_hand() -> None:
             played(1.0, "turn_limit", [turn(1)], {"answer": 1.0, "format": 0.0}),
         ],
     ]
-    metrics = collect(groups, CHAT, TrainConfig()).metrics
+    metrics = collect(groups, CHAT, CONFIG).metrics
     assert metrics == pytest.approx(
         {
             "reward/total": 0.75,
@@ -204,5 +208,5 @@ def test_metrics_by_hand() -> None:
 
 
 def test_metrics_cover_dropped_and_masked_episodes_too() -> None:
-    metrics = collect([[played(1.0), played(1.0, "env_error")]], CHAT, TrainConfig()).metrics
+    metrics = collect([[played(1.0), played(1.0, "env_error")]], CHAT, CONFIG).metrics
     assert (metrics["reward/total"], metrics["stop/env_error"], metrics["mask/tokens_trained"]) == (1.0, 0.5, 0.0)
