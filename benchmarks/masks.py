@@ -22,7 +22,8 @@ VARIANTS: dict[str, list[str]] = {
     "masked tokens stay in the denominator": ["--divide_by_masked", "true"],
     "invalid actions masked": ["--mask_invalid_actions", "true"],
 }
-COMMON = ["--env", "MultiImageTinyZoom-v0", "--temperature", "1.2", "--steps", "100", "--eval_every", "0"]
+COMMON = ["--env", "MultiImageTinyZoom-v0", "--temperature", "1.2", "--steps", "80", "--eval_every", "0"]
+COMMON += ["--prompts_per_step", "14", "--eval_episodes", "280"]
 HEADER = ("variant", "IoU before", "after (mean)", "s.e.", "sampled after", "format after", "masked / update")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from runs import Finished, markdown, train_all
 
-ZOOM = ["--env", "MultiImageTinyZoom-v0", "--sft_stop_type_iou", "0"]
+ZOOM = ["--env", "MultiImageTinyZoom-v0", "--sft_stop_iou", "0.4", "--sft_stop_type_iou", "0"]
+ZOOM += ["--prompts_per_step", "14", "--steps", "200", "--eval_episodes", "280"]
 VARIANTS = {"zoom": ZOOM, "no tools": [*ZOOM, "--tools", ","]}
 HEADER = ("variant", "seed", "CPU s", "tool calls before", "after", "IoU before", "after", "sampled before", "after")
 

@@ -116,7 +116,7 @@ def test_every_random_walk_can_be_carried_out_unless_its_box_is_inverted(sizes: 
     tools: dict[str, Tool] = {**ALL_TOOLS, "glance": Glance(), "mark": Mark()}
     for offered, answers in (({}, ANSWERS), (tools, ANSWERS), (tools, ()), ({}, ("text",))):
         grammar = grammar_of(views, box_frame, tools=offered, answers=answers)
-        for _ in range(40):
+        for _ in range(120):
             ids = [index for _, index, _ in walk(grammar, rng)]
             text = CODEC.decode_turn(ids)
             seen.append(carry_out(text, views, box_frame, tools))

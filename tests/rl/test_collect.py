@@ -114,8 +114,8 @@ def test_keep_stops_decides_which_are_masked(stop: str) -> None:
     assert len(kept.rows[0]) == 3
     only = collect([group], CHAT, config_of(keep_stops=("answered",)))
     assert len(only.rows[0]) == (3 if stop == "answered" else 2)
-    by_default = collect([group], CHAT, CONFIG)
-    assert len(by_default.rows[0]) == (3 if stop in ("answered", "void") else 2)
+    both = collect([group], CHAT, CONFIG)
+    assert len(both.rows[0]) == (3 if stop in ("answered", "void") else 2)
 
 
 def test_a_group_of_which_nothing_is_kept_leaves_no_row() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rl.config import TrainConfig, read_config
+from rl.masking import KEEP_STOPS
 
 COUNTS = ("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "prompts_per_step")
 COUNTS += ("max_turn_tokens", "eval_episodes", "save_every")
@@ -192,6 +193,10 @@ def test_the_same_is_refused_on_the_command_line() -> None:
     for word in ("--group_size=1", "--temperature=0", "--keep_stops=bored"):
         with pytest.raises(ValueError, match=word[2:].partition("=")[0]):
             read_config([word])
+
+
+def test_the_stop_reasons_that_are_kept_by_default_are_those_of_the_mask() -> None:
+    assert TrainConfig().keep_stops == tuple(stop for stop, kept in KEEP_STOPS.items() if kept)
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -417,7 +417,8 @@ def test_a_process_that_is_killed_at_any_moment_and_resumed_equals_one_that_is_n
     registers = Path(__file__).with_name("conftest.py")
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); from rl.train import main; sys.exit(main(sys.argv[2:]))"
     settings = {**SMALL, "env": whims, "sft_steps": 30, "steps": 30, "save_every": 3, "sft_probe_every": 5}
-    words = [f"--{name}={value}" for name, value in settings.items()]
+    texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    words = [f"--{name}={text}" for name, text in texts.items()]
 
     def start(folder: Path, resume: bool) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", code, str(registers), *words, f"--output={folder}", *["--resume"] * resume]
