@@ -571,7 +571,7 @@ GRPO_OPTIONS: Mapping[str, Any] = {
     "warmup": 2,
     "final_learning_rate": 0.9,
     "beta": 0.5,
-    "normalise_advantages": True,
+    "normalise_advantages": False,
     "mask_invalid_actions": True,
     "keep_stops": ("void", "turn_limit"),
     "count_masked": False,
