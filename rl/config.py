@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from rl.masking import KEEP_STOPS
 
+DTYPES: Final = ("float32", "bfloat16", "float16")
 CONFIG: Final = "config.json"
 """What a run writes its settings to."""
 
@@ -139,6 +140,8 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype} is not one of {list(DTYPES)}")
         unknown = set(self.keep_stops) - set(KEEP_STOPS)
         if unknown:
             raise ValueError(f"keep_stops {sorted(unknown)} are not among {list(KEEP_STOPS)}")

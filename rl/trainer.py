@@ -35,6 +35,8 @@ from rl.tracker import Tracker
 
 SCRATCH: Final = "scratch"
 COLD_START: Final = "cold_start"
+TASKS_PER_SEED: Final = 2**24
+"""GRPO's tasks of run seed s begin at (s + 1) times this, beyond those of any cold start."""
 MODEL: Final = "model"
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
@@ -133,16 +135,16 @@ class GRPOTrainer:
         stage = cold_start.stages[state.stage]
         last = state.stage == len(cold_start.stages) - 1
         episodes = config.sft_probe_episodes if last else min(64, config.sft_probe_episodes)
-        report = self.evaluate(episodes, 0.0, stage.arguments)
+        report = self.evaluate(episodes, 0.0, None if last else stage.arguments)
         metrics = report.metrics("probe/")
         measured = report.metrics()
-        iou = report.grounding.score.mean if report.grounding is not None else 0.0
+        iou = (report.grounding or report.all).score.mean  # where there are only QA tasks, their accuracy
         if not last:
             if iou >= STAGE_IOU:
                 self.progress = Progress("sft", state.step, state.stage + 1, state.step)
             return False, metrics
         self.progress = replace(state, skills={row.name: row.score.mean for row in report.rows})
-        least = min((value for name, value in measured.items() if name.startswith("iou/")), default=0.0)
+        least = min((value for name, value in measured.items() if name.startswith("iou/")), default=iou)
         flawless = [t.stop == "answered" and all(turn.error is None for turn in t.turns) for t in report.trajectories]
         well_formed = np.mean(flawless) >= config.sft_stop_format
         return bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed), metrics
@@ -176,7 +178,7 @@ class GRPOTrainer:
         """Rollouts, advantages, one update."""
         config, began = self.config, time.process_time()
         self._seed_sampler("grpo", step)
-        first = step * config.prompts_per_step
+        first = (config.seed + 1) * TASKS_PER_SEED + step * config.prompts_per_step
         starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
         trajectories = run_episodes(self._agent(config.temperature), envs, starts)
         size = config.group_size

@@ -33,7 +33,7 @@ def open_source(
     Args:
         source: None, `odinw:/path/to/folder`, or a source of your own.
         world: Of rendered tasks.
-        tasks: Names of task types, or a group: `grounding` or `qa`; None for all.
+        tasks: Names of task types, one name, or a group: `grounding` or `qa`; None for all.
         split: Of rendered tasks.
         difficulty: Of rendered tasks.
 
@@ -42,7 +42,7 @@ def open_source(
         DatasetError: If the data it points to cannot be served.
     """
     if isinstance(tasks, str) and tasks not in TASK_GROUPS:
-        raise ConfigurationError(f"task group {tasks!r} is not one of {list(TASK_GROUPS)}")
+        tasks = (tasks,)
     if source is None:
         names = TASK_GROUPS[tasks] if isinstance(tasks, str) else TASK_TYPES if tasks is None else tasks
         return RenderedTasks(world, tuple(names), split, difficulty)

@@ -1026,7 +1026,7 @@ def one(observations: Any, index: int) -> Any:
         ({"tools": ("zoom", "Zoom")}, "tool 'Zoom'"),
         ({"world": "moon"}, "world 'moon'"),
         ({"split": "dev"}, "split 'dev'"),
-        ({"tasks": "referring"}, "task group 'referring'"),
+        ({"tasks": "referrin"}, r"task types \['referrin'\]"),
         ({"tasks": ("referring", "chess")}, r"\['chess'\]"),
         ({"tasks": ()}, r"task types \[\]"),
         ({"difficulty": 0}, "difficulty 0"),

@@ -203,7 +203,25 @@ def test_a_group_is_attempts_at_one_task_and_the_next_update_takes_the_next_task
 
     monkeypatch.setattr(rl.trainer, "collect", watched)
     run(small(tmp_path, env=whims, cold_start=False, steps=2, group_size=3))
-    assert seen == [[["0"] * 3, ["1"] * 3], [["2"] * 3, ["3"] * 3]]
+    first = int(seen[0][0][0])
+    assert seen == [[[str(first)] * 3, [str(first + 1)] * 3], [[str(first + 2)] * 3, [str(first + 3)] * 3]]
+
+
+def test_another_seed_of_a_run_plays_other_tasks_none_of_them_the_cold_starts(
+    whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = rl.trainer.collect
+
+    def watched(groups: Any, *rest: Any) -> Any:
+        seen.append(groups[0][0].task_id)
+        return real(groups, *rest)
+
+    monkeypatch.setattr(rl.trainer, "collect", watched)
+    for seed in (0, 1):
+        run(small(tmp_path / str(seed), env=whims, cold_start=False, steps=1, seed=seed))
+    numbers = [int(task_id.rsplit("/")[-1]) for task_id in seen]
+    assert numbers == [rl.trainer.TASKS_PER_SEED, 2 * rl.trainer.TASKS_PER_SEED]
 
 
 # ---------------------------------------------------------------- learning
@@ -710,7 +728,7 @@ def test_photographs_can_be_trained_on(tmp_path: Path, bccd: str, monkeypatch: p
     rows = run(config).metrics
     assert [(row["phase"], row["step"]) for row in rows] == [("sft", 1), ("grpo", 1)]
     assert 5 < rows[0]["loss/sft"] < 9
-    assert evaluated == [train] + [bccd] * 4  # the probe is of the cold start's own tasks
+    assert evaluated == [bccd] * 5  # the last stage's probe too is held out
     records = read_records(tmp_path / "after.jsonl")
     assert [record.task_id.startswith("odinw:") for record in records] == [True] * 3
     assert {(view.region[2], view.region[3]) for view in records[0].views} == {(640.0, 480.0)}

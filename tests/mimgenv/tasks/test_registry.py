@@ -78,9 +78,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         source(source=f"odinw:{tmp_path / 'nowhere'}")
 
 
-@pytest.mark.parametrize("tasks", ["referring", "all", ""])
-def test_a_string_that_is_no_group_of_tasks_is_refused(tasks: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"task group '{tasks}'"):
+def test_a_string_may_be_one_task_type() -> None:
+    assert source(tasks="referring").task_types == ("referring",)
+
+
+@pytest.mark.parametrize("tasks", ["chess", "all", ""])
+def test_a_string_that_is_neither_a_group_of_tasks_nor_a_task_is_refused(tasks: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"task types .*'{tasks}'"):
         source(tasks=tasks)
 
 
