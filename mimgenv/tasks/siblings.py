@@ -34,22 +34,14 @@ def siblings(task: Task) -> tuple[Task, ...]:
 
 
 def _locate(task: Task, image: int, thing: ObjectAnnotation, name: str) -> Task:
-    return replace(
-        task,
-        task_type="locate",
-        question=f"Find the {name} in Image-{image}.",
-        truth=Grounding(image, thing.label, thing.box),
-        rationale=thing.label,
-        named_image=image,
-    )
+    return replace(_about(task, image, thing, f"Find the {name} in Image-{image}."), task_type="locate")
 
 
 def _group(task: Task, image: int, thing: ObjectAnnotation) -> Task:
-    return replace(
-        task,
-        task_type="group_grounding",
-        question=f"Find the image with the {thing.label}, and where it is.",
-        truth=Grounding(image, thing.label, thing.box),
-        rationale=thing.label,
-        named_image=None,
-    )
+    question = f"Find the image with the {thing.label}, and where it is."
+    return replace(_about(task, image, thing, question), task_type="group_grounding", named_image=None)
+
+
+def _about(task: Task, image: int, thing: ObjectAnnotation, question: str) -> Task:
+    truth = Grounding(image, thing.label, thing.box)
+    return replace(task, question=question, truth=truth, rationale=thing.label, named_image=image)

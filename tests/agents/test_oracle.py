@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,14 +34,6 @@ def overlaps(trajectories: list[Trajectory]) -> list[float]:
 def text(trajectory: Trajectory, turn: int) -> str:
     said: str = default_codec().decode_turn(trajectory.turns[turn].action.ids)
     return said
-
-
-@pytest.fixture
-def bccd() -> str:
-    folder = Path(os.environ.get("MIMGENV_DATA", ""), "odinw", "BCCD", "valid")
-    if "MIMGENV_DATA" not in os.environ or not folder.is_dir():
-        pytest.skip("MIMGENV_DATA names no folder that holds odinw/BCCD/valid")
-    return f"odinw:{folder}"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
