@@ -242,8 +242,11 @@ def _oracle(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
 
 
 def _vlm(options: argparse.Namespace, path: str) -> Agent:
+    from transformers.utils.logging import disable_progress_bar
+
     from agents.vlm import VLMAgent
 
+    disable_progress_bar()
     sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
     try:
         return VLMAgent.load(path, device=options.device, dtype=options.dtype, **sampling)

@@ -71,7 +71,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         words = [word for word in arguments if word != "--resume"]
         config = read_config(words, resumed_settings(words) if resume else None)
+        from transformers.utils.logging import disable_progress_bar
+
         from rl.trainer import GRPOTrainer  # torch: only once the command line is right
+
+        disable_progress_bar()  # a bar per checkpoint would tear ours apart
 
         with ProgressBars(console) as bars:
             result = GRPOTrainer(config, resume=resume, on_step=bars).train()
