@@ -9,14 +9,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from typing import Final, Self
 
 import numpy as np
 
 from agents.types import History
 from mimgenv import load_task
+from mimgenv.env import MultiImageEnv
 from mimgenv.geometry import View, iou
 from mimgenv.tools import whole_pixels
 from mimgenv.types import Box, Grounding, Image, Task, TextAnswer
+
+TINY_LATTICE: Final = 7
+"""Pixels as shown between the coordinates of ordinary things in the tiny world."""
 
 
 class OracleAgent:
@@ -42,6 +47,16 @@ class OracleAgent:
     ) -> None:
         self.box_frame, self.think, self.grid = box_frame, think, grid
         self.zoom, self.zoom_share, self.seed = zoom, zoom_share, seed
+
+    @classmethod
+    def for_env(cls, env: MultiImageEnv, *, zoom: float = 0.0, seed: int = 0) -> Self:
+        """The oracle that a cold start learns from: short thoughts, whole coordinates, the environment's frame.
+
+        In the tiny world coordinates keep to its lattice; `zoom` is how often it zooms where the tool is offered.
+        """
+        grid = TINY_LATTICE if getattr(env.source, "world", None) == "tiny" else 1
+        zoom = zoom if "zoom" in env.tools else 0.0
+        return cls(env.box_frame, think="label", grid=grid, zoom=zoom, seed=seed)
 
     def act(self, histories: Sequence[History]) -> list[str]:
         """The next turn of each episode."""

@@ -1,4 +1,4 @@
-"""Log-probs of a batch under a model: one forward over packed rows, each image encoded once."""
+"""Log-probs of a batch under a model, one forward over packed rows, and the step down a loss made of them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def token_log_probs(qwen: QwenVL, batch: Batch, temperature: float = 1.0) -> Ten
     hidden = qwen.hidden_states(batch.ids, batch.positions, batch.mask(), images)
     distribution = qwen.log_probs(hidden.flatten(0, 1)[batch.sources], temperature)
     return distribution.gather(1, batch.targets[:, None])[:, 0]
+
+
+def descend(qwen: QwenVL, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> float:
+    """One optimiser step down `loss`, gradients clipped to `max_norm`; returns their norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(qwen.model.parameters(), max_norm)
+    optimizer.step()
+    return float(norm)

@@ -26,7 +26,7 @@ from rl.batch import Sample, pack
 from rl.config import TrainConfig
 from rl.loss import sft_loss
 from rl.masking import action_mask
-from rl.policy import token_log_probs
+from rl.policy import descend, token_log_probs
 
 Rows = list[list[Sample]]
 
@@ -100,19 +100,13 @@ class ColdStart:
         return tuple(self._pool(number, stage) for number, stage in enumerate(self.stages))
 
     def _pool(self, number: int, stage: Stage) -> dict[str, Rows]:
-        env = make_envs(self.config.env, 1, **stage.arguments)[0].unwrapped
-        source = env.source  # type: ignore[attr-defined]
+        env: Any = make_envs(self.config.env, 1, **stage.arguments)[0].unwrapped
+        source = env.source
         first = (self.config.seed * len(self.stages) + number) * self.config.sft_tasks
         count = min(stage.tasks, len(source))
         tasks = (source.task(first + index) for index in range(count))
-        zooms = "zoom" in env.tools and number == len(self.stages) - 1  # type: ignore[attr-defined]
-        oracle = OracleAgent(
-            env.box_frame,  # type: ignore[attr-defined]
-            think="label",
-            grid=7 if self.config.source is None else 1,
-            zoom=self.config.sft_zoom if zooms else 0.0,
-            seed=self.config.seed,
-        )
+        last = number == len(self.stages) - 1
+        oracle = OracleAgent.for_env(env, zoom=self.config.sft_zoom if last else 0.0, seed=self.config.seed)
         return play_rows(oracle, self.chat, self.config.env, stage.arguments, tasks, stage.questions)
 
     def rows(self, stage: int, update: int, skills: Mapping[str, float] | None = None) -> Rows:
@@ -140,8 +134,5 @@ def sft_step(
     """One update on packed rows; returns what to log."""
     batch = pack(rows, qwen)
     loss = sft_loss(token_log_probs(qwen, batch))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(qwen.model.parameters(), max_norm)
-    optimizer.step()
-    return {"loss/sft": loss.item(), "gradient/norm": float(norm), "mask/tokens_trained": float(len(batch.targets))}
+    norm = descend(qwen, optimizer, loss, max_norm)
+    return {"loss/sft": loss.item(), "gradient/norm": norm, "mask/tokens_trained": float(len(batch.targets))}

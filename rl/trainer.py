@@ -29,7 +29,7 @@ from rl.checkpoint import Progress, checkpoints, load_checkpoint, restore_optimi
 from rl.collect import collect
 from rl.config import CONFIG, TrainConfig
 from rl.loss import grpo_loss
-from rl.policy import token_log_probs
+from rl.policy import descend, token_log_probs
 from rl.sft import STAGE_IOU, ColdStart, sft_step
 from rl.tracker import Tracker
 
@@ -210,12 +210,9 @@ class GRPOTrainer:
             beta=config.beta,
             denominator=denominator,
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.qwen.model.parameters(), config.max_grad_norm)
-        optimizer.step()
+        norm = descend(self.qwen, optimizer, loss.loss, config.max_grad_norm)
         values = {"policy": loss.policy, "kl": loss.kl, "clip_fraction": loss.clip_fraction, "drift": loss.drift}
-        return {f"loss/{name}": value.item() for name, value in values.items()} | {"gradient/norm": float(norm)}
+        return {f"loss/{name}": value.item() for name, value in values.items()} | {"gradient/norm": norm}
 
     # ---------------------------------------------------------------- evaluation and output
 

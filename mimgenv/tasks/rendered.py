@@ -89,9 +89,10 @@ def load_rendered_task(task_id: str) -> Task:
         known = world in WORLDS and task_type in TASK_TYPES and split in SPLITS and 0 <= place < SPLIT_SIZE
         if not known or task_id != _task_id(world, task_type, level, split, place):
             raise ValueError
-        return make_task(world, task_type, level, split, place)
+        _world(world).counts(level)
     except ValueError:
         raise TaskError(f"no such task: {task_id}") from None
+    return make_task(world, task_type, level, split, place)
 
 
 class RenderedTasks:

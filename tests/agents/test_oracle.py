@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from agents.oracle import OracleAgent
@@ -167,3 +168,10 @@ def test_the_oracle_does_not_zoom_where_no_image_is_left() -> None:
 def test_the_oracle_answers_in_the_original_where_the_call_was_refused() -> None:
     trajectories = played(OracleAgent(zoom=1.0), QA, 3, tasks="grounding", tools=())
     assert [t.reward_parts for t in trajectories] == [{"iou": 1.0, "format": 0.0}] * 3
+
+
+def test_the_oracle_of_a_cold_start_keeps_to_the_lattice_of_the_tiny_world_only_and_zooms_where_it_can() -> None:
+    tiny, zoom, table = (gym.make(env_id).unwrapped for env_id in (TINY, ZOOM, QA))
+    made = [OracleAgent.for_env(env, zoom=0.5) for env in (tiny, zoom, table)]  # type: ignore[arg-type]
+    assert [(oracle.grid, oracle.zoom) for oracle in made] == [(7, 0.0), (7, 0.5), (1, 0.5)]
+    assert {oracle.think for oracle in made} == {"label"}
