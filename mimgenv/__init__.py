@@ -14,11 +14,20 @@ from typing import Any, Final
 import gymnasium as gym
 
 _TINY: Final = {"world": "tiny", "instructions": "none", "max_pixels": 84 * 84, "max_tokens": 64, "max_images": 6}
+_TINY_TASKS: Final = (
+    "locate",
+    "referring",
+    "static_difference",
+    "odd_one_out",
+    "group_grounding",
+    "odd_one_out_qa",
+    "counting",
+)
 
 ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
     "MultiImageQA-v0": {},
     "MultiImageGrounding-v0": {"tasks": "grounding"},
-    "MultiImageTiny-v0": {**_TINY, "max_turns": 2, "tools": ()},
+    "MultiImageTiny-v0": {**_TINY, "tasks": _TINY_TASKS, "max_turns": 2, "tools": ()},
     "MultiImageTinyZoom-v0": {
         **_TINY,
         "tasks": ("referring",),
@@ -27,11 +36,24 @@ ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
         "max_tokens": 128,
         "tools": ("zoom",),
     },
+    **{
+        f"mimg/{name}-v0": {"tasks": (task_type,)}
+        for name, task_type in {
+            "StaticDifference": "static_difference",
+            "Referring": "referring",
+            "GroupGrounding": "group_grounding",
+            "Locate": "locate",
+            "OddOneOutGrounding": "odd_one_out",
+            "OddOneOut": "odd_one_out_qa",
+            "Counting": "counting",
+        }.items()
+    },
 }
 """Every id, with what it sets; any argument may be given anew to `gym.make`."""
 
 _EXPORTS: Final = {
     "Codec": "mimgenv.codec",
+    "Curriculum": "mimgenv.curriculum",
     "Grounding": "mimgenv.types",
     "MultiImageEnv": "mimgenv.env",
     "REWARDS": "mimgenv.rewards",

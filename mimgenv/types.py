@@ -80,6 +80,7 @@ class Task:
         rationale: Why the truth is the truth, in few words made from the annotations.
         objects: The annotated objects of each image; one entry per image.
         named_image: The image the question names, if any: then an answer may leave `image` out.
+        captions: What each image shows, in words; empty where nothing is annotated.
 
     Raises:
         ValueError: If the numbers of images and of object lists differ, or the truth is in no image.
@@ -93,6 +94,7 @@ class Task:
     rationale: str
     objects: tuple[tuple[ObjectAnnotation, ...], ...] = field(repr=False)
     named_image: int | None = None
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.objects) != len(self.images):

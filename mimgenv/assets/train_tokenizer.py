@@ -1,6 +1,6 @@
 """Trains the small tokenizer that ships with the package: `python -m mimgenv.assets.train_tokenizer [out.json]`.
 
-A byte-fallback BPE over what episodes say, so that any text can be written, plus whole tokens for what the tiny
+A byte-fallback BPE over what episodes say (corpus.json), so that any text can be written, plus whole tokens for what the tiny
 world repeats in every turn: the pieces of an answer, the coordinates of its lattice, and each of its labels fused with
 what follows it, such as `red circle", "bbox_2d": [`, as a BPE without word boundaries would merge it. With the label
 and the bracket as separate tokens, a tiny model learns to box the wrong object first. The same code gives the same
@@ -10,7 +10,7 @@ file.
 from __future__ import annotations
 
 import itertools
-import re
+import json
 import string
 import sys
 from collections.abc import Iterator
@@ -19,11 +19,7 @@ from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, trainers
 
-from mimgenv.errors import TURN_ERRORS, TurnError
-from mimgenv.prompts import first_text
 from mimgenv.scenes.flat import COLOURS, SHAPES
-from mimgenv.tasks.rendered import TASK_TYPES, WORLDS, RenderedTasks
-from mimgenv.tools import TOOLS
 
 ROLES: Final = ("endoftext", "im_start", "im_end")
 PLACES: Final = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
@@ -57,7 +53,7 @@ AFTER_LABEL: Final = (
 LATTICE: Final = tuple(str(coordinate) for coordinate in range(0, 85, 7))
 MERGED_WORDS: Final = 320
 """How many tokens the BPE learns beside bytes, printable characters and the pieces above."""
-TASKS_PER_WORLD: Final = 700
+CORPUS: Final = Path(__file__).with_name("corpus.json")
 
 
 def whole_tokens() -> Iterator[AddedToken]:
@@ -77,17 +73,12 @@ def whole_tokens() -> Iterator[AddedToken]:
 
 
 def corpus() -> Iterator[str]:
-    """The questions of every task type in every world, the instructions, the error texts, cut at whole tokens."""
-    whole = sorted((token.content for token in whole_tokens()), key=len, reverse=True)
-    cut = re.compile("|".join(re.escape(token) for token in (*whole, "<image>")))
-    tools = {name: tool() for name, tool in TOOLS.items()}
-    for world in WORLDS:
-        source = RenderedTasks(world, tuple(TASK_TYPES))
-        for seed in range(TASKS_PER_WORLD):
-            level = "none" if seed >= len(TASK_TYPES) else "full"
-            yield from cut.split(first_text(source.task(seed), level, tools, "pixel"))
-    for code in TURN_ERRORS:
-        yield from [TurnError(code).text] * 4
+    """What episodes said when the vocabulary was settled, cut at whole tokens: text to how often it is taken.
+
+    It is kept in a file and not asked of the environment, so that a new task type never changes the vocabulary.
+    """
+    for text, times in json.loads(CORPUS.read_text("utf-8")).items():
+        yield from [text] * times
 
 
 def train() -> Tokenizer:

@@ -29,7 +29,11 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "cyan": (50, 200, 210),
     "black": (25, 25, 25),
 }
+HELD_OUT_COLOUR: Final = "black"
+"""Outside `test_ood` nothing that is asked for is black."""
 SHAPES: Final = ("circle", "square", "triangle", "diamond")
+GROUNDS: Final[dict[bool, tuple[int, int]]] = {False: (205, 246), True: (150, 200)}
+"""Grey levels of the ground, the second exclusive, by whether `Scene.light` is set."""
 COUNTS: Final[dict[int | None, tuple[int, int]]] = {None: (1, 3), 1: (1, 1), 2: (2, 2), 3: (3, 3), 4: (1, 2), 5: (3, 3)}
 LATTICE: Final[dict[bool, tuple[int, tuple[int, ...]]]] = {False: (14, (28, 42, 56)), True: (7, (14, 21, 28))}
 """Lattice step and sides in pixels, by whether things are small."""
@@ -54,12 +58,26 @@ def _box(thing: Thing) -> tuple[int, int, int, int]:
 
 
 class Flat:
-    """The world of `MultiImageTiny-v0`; see the module's docstring."""
+    """The world of `MultiImageTiny-v0`; see the module's docstring.
+
+    Args:
+        held_out: Whether things may be black, on a darker ground.
+    """
 
     name = "tiny"
-    kinds = tuple(Kind(shape, colour) for colour in COLOURS if colour != "black" for shape in SHAPES)
-    common_colours = ("black",)
+    side = SIDE
     group_sizes = (2, 2)
+    wordings = 1
+
+    def __init__(self, held_out: bool = False) -> None:
+        colours = [colour for colour in COLOURS if held_out or colour != HELD_OUT_COLOUR]
+        self.kinds = tuple(Kind(shape, colour) for colour in colours for shape in SHAPES)
+        self.common_kinds = (tuple(Kind(shape, HELD_OUT_COLOUR) for shape in sorted(SHAPES)),)
+        self._held_out = held_out
+
+    def look_alikes(self, difficulty: int | None) -> tuple[int, int]:
+        """None: a small model has enough to learn from colours."""
+        return 0, 0
 
     def counts(self, difficulty: int | None) -> tuple[int, int]:
         """Difficulty 1, 2, 3: as many things. 4: one or two small things. 5: three small things. None: 1 to 3."""
@@ -82,12 +100,12 @@ class Flat:
             x, y = (int(rng.integers((CELL - side) // step + 1)) * step for _ in range(2))
             corner = (float(cell % per_row * CELL + x), float(cell // per_row * CELL + y))
             things.append(Thing(number, kind, corner, float(side)))
-        return Scene(tuple(things), backdrop=int(rng.integers(2**31)))
+        return Scene(tuple(things), backdrop=int(rng.integers(2**31)), light=int(self._held_out))
 
     def render(self, scene: Scene) -> Frame:
         """Things on a light grey ground with a little noise, drawn in order; boxes never overlap."""
         rng = np.random.default_rng(scene.backdrop)
-        pixels: Image = np.full((SIDE, SIDE, 3), rng.integers(205, 246), np.uint8)
+        pixels: Image = np.full((SIDE, SIDE, 3), rng.integers(*GROUNDS[scene.light != 0]), np.uint8)
         instances = np.zeros((SIDE, SIDE), np.int16)
         boxes: list[Box | None] = []
         for number, thing in enumerate(scene.things, 1):

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.backdrop import SKY, SUN, Backdrop, Colour, Stage, backdrop, linear, stage
+from mimgenv.scenes.backdrop import Backdrop, Colour, Stage, backdrop, linear, stage
 from mimgenv.scenes.camera import Plane, Rays, Vector
 from mimgenv.scenes.scene import Frame, Scene, Thing
 from mimgenv.scenes.shapes import MISS, SOLIDS, Hit, Solid
@@ -82,7 +82,8 @@ class Body:
 
 def draw(scene: Scene, side: int) -> Frame:
     """Draws a scene as `side` x `side` pixels: a pure function of both."""
-    scenery, empty = backdrop(scene.backdrop, side), stage(scene.backdrop, side)
+    seeds = scene.backdrop, side, scene.view, scene.light
+    scenery, empty = backdrop(*seeds), stage(*seeds)
     bodies = [_body(thing, scenery) for thing in scene.things]
     colour = _shaded_floor(bodies, scenery, empty)
     codes = np.zeros((side, side), np.int16)
@@ -92,7 +93,21 @@ def draw(scene: Scene, side: int) -> Frame:
     instances = codes // _FACES
     seen = [_seen(instances[body.window] == number, body.window) for number, body in enumerate(bodies, 1)]
     visibility = tuple(count / total if total else 0.0 for (_, count), total in zip(seen, amodal, strict=True))
-    return Frame(_screen(colour), instances, tuple(box for box, _ in seen), visibility)
+    return Frame(
+        _grained(_screen(colour, scenery.light.tint), scene), instances, tuple(box for box, _ in seen), visibility
+    )
+
+
+def seen_points(scene: Scene, side: int) -> npt.NDArray[np.float32]:
+    """What each pixel shows: (side, side, 3) float32 points of the world, NaN where it shows no thing."""
+    scenery, empty = (make(scene.backdrop, side, scene.view, scene.light) for make in (backdrop, stage))
+    depth = np.full(side * side, MISS)
+    for body in (_body(thing, scenery) for thing in scene.things):
+        at = _pixels(body.window, side)
+        depth[at] = np.minimum(depth[at], body.hit(scenery.camera.origin, _at(empty.rays, at)).distance)
+    depth[depth == MISS] = np.nan
+    flat = [start + ray.reshape(-1) * depth for start, ray in zip(scenery.camera.origin, empty.rays, strict=True)]
+    return np.stack(flat, 1).reshape(side, side, 3)
 
 
 def _body(thing: Thing, scenery: Backdrop) -> Body:
@@ -111,18 +126,20 @@ def _shaded_floor(bodies: Sequence[Body], scenery: Backdrop, empty: Stage) -> li
     taken = np.zeros_like(empty.x)
     dimmed = np.ones_like(empty.x)
     for body in bodies:
+        if body.thing.pasted:
+            continue
         window = _window(_shadow_extent(body.thing, scenery), scenery.camera.side)
         x, y = empty.x[window], empty.y[window]
-        np.maximum(taken[window], body.shadow(x, y, scenery.slant), out=taken[window])
+        np.maximum(taken[window], body.shadow(x, y, scenery.light.slant), out=taken[window])
         dimmed[window] *= 1 - 0.6 * body.haze(x, y)
-    sun = SUN * scenery.sun[2] / (SKY + SUN * scenery.sun[2])
+    sun = 1 - scenery.light.sky / scenery.light.level
     factor = (1 - sun) * dimmed + sun * (1 - taken)
     return [plane * factor for plane in empty.colour]
 
 
 def _shadow_extent(thing: Thing, scenery: Backdrop) -> Box:
     """A box in pixels that holds all that a thing darkens on the floor."""
-    (x, y), (east, north) = thing.position, scenery.slant
+    (x, y), (east, north) = thing.position, scenery.light.slant
     near, far = thing.size * (0.5 + _HAZE), thing.size * 0.7
     tip = (x + east * thing.size, y + north * thing.size, 0.0)
     return scenery.camera.extent((((x, y, 0.0), near), (tip, far)))
@@ -222,17 +239,17 @@ def _shade(
 ) -> tuple[Plane, ...]:
     """Linear red, green and blue of points of a thing, at a distance along rays, with their normals."""
     x, y, z = (start + step * distance for start, step in zip(scenery.camera.origin, gaze, strict=True))
-    sunlit = np.maximum(_dot(normal, scenery.sun), 0) * (1 - _shadow_on(body, bodies, scenery, x, y, z))
+    sunlit = np.maximum(_dot(normal, scenery.light.sun), 0) * (1 - _shadow_on(body, bodies, scenery, x, y, z))
     # Light from above, and a little back from the floor; both are less in the narrow place by the floor.
     open_ = 1 - 0.45 / (1 + z * (6 / body.thing.size))
-    soft = (SKY * (0.62 + 0.38 * normal[2])) * open_
+    soft = (scenery.light.sky * (0.62 + 0.38 * normal[2])) * open_
     base, metal = PALETTE[body.thing.kind.colour], body.thing.kind.material == "metal"
     mirrored, facing = _mirrored(normal, gaze)
-    gloss = _power(np.maximum(_dot(mirrored, scenery.sun), 0), 5 if metal else 3) * np.minimum(4 * sunlit, 1)
+    gloss = _power(np.maximum(_dot(mirrored, scenery.light.sun), 0), 5 if metal else 3) * np.minimum(4 * sunlit, 1)
     if not metal:
-        return tuple(part * (soft + SUN * sunlit) + 0.05 * gloss for part in base)
+        return tuple(part * (soft + scenery.light.strength * sunlit) + 0.05 * gloss for part in base)
     world = _mirror_world(scenery, (x, y, z), mirrored)
-    light = 0.36 * (soft + SUN * sunlit) + 0.85 * world * open_
+    light = 0.36 * (soft + scenery.light.strength * sunlit) + 0.85 * world * open_
     rim = 0.10 * (1 - facing) * (1 - facing) * world
     glare = rim + _streaks(body.thing, scenery, (x, y, z)) * (0.25 + 0.75 * sunlit)
     return tuple(part * light * (1 - glare) + glare * (0.35 + 0.65 * part) + 1.6 * gloss for part in base)
@@ -270,10 +287,10 @@ def _streaks(thing: Thing, scenery: Backdrop, point: Rays) -> Plane:
 
 def _shadow_on(body: Body, bodies: Sequence[Body], scenery: Backdrop, x: Plane, y: Plane, z: Plane) -> Plane:
     """How much of the sun other things take from points of one."""
-    slant, taken = scenery.slant, np.zeros_like(x)
+    slant, taken = scenery.light.slant, np.zeros_like(x)
     floor_x, floor_y = x + slant[0] * z, y + slant[1] * z
     for other in bodies:
-        if other is not body and _may_shade(other.thing, body.thing, slant):
+        if other is not body and not other.thing.pasted and _may_shade(other.thing, body.thing, slant):
             np.maximum(taken, other.shadow(floor_x, floor_y, slant), out=taken)
     return taken
 
@@ -308,9 +325,18 @@ def _seen(mask: npt.NDArray[np.bool_], window: Window) -> tuple[Box | None, int]
     return box, int(np.count_nonzero(mask))
 
 
-def _screen(colour: Sequence[Plane]) -> Image:
+def _screen(colour: Sequence[Plane], tint: Colour) -> Image:
     """Linear planes as (H, W, 3) uint8."""
     pixels = np.empty((*colour[0].shape, 3), np.uint8)
-    for channel, plane in enumerate(colour):
-        pixels[:, :, channel] = np.sqrt(np.clip(plane, 0, 1)) * 255 + 0.5
+    for channel, (plane, factor) in enumerate(zip(colour, tint, strict=True)):
+        pixels[:, :, channel] = np.sqrt(np.clip(plane * factor, 0, 1)) * 255 + 0.5
     return pixels
+
+
+def _grained(pixels: Image, scene: Scene) -> Image:
+    """The picture with grain of at most `scene.noise` grey levels."""
+    if not scene.noise:
+        return pixels
+    rng = np.random.default_rng([scene.backdrop, scene.light, scene.noise])
+    grain = rng.integers(-scene.noise, scene.noise + 1, (*pixels.shape[:2], 1), np.int16)
+    return np.clip(pixels + grain, 0, 255).astype(np.uint8)

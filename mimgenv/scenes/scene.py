@@ -7,11 +7,18 @@ program (tasks/program.py) reads scenes, never pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from mimgenv.types import Box, Image
+
+Point: TypeAlias = tuple[float, float, float]
+"""A point on the surface of something, in the world's own units."""
+
+Viewpoint: TypeAlias = tuple[float, float, float]
+"""From where a scene is seen; what the three numbers mean is the world's own affair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Thing:
         position: Where it stands, (x, y) in the world's own units.
         size: Side or diameter, in the world's own units.
         turn: Rotation about the vertical axis, in radians; 0 where the world has none.
+        pasted: Whether it was put into the picture afterwards: it throws no shadow.
     """
 
     identity: int
@@ -45,14 +53,60 @@ class Thing:
     position: tuple[float, float]
     size: float
     turn: float = 0.0
+    pasted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A red mark drawn on a picture: a box around what is seen of a thing, or a ring around a point of its surface.
+
+    Attributes:
+        thing: Index into the scene's things.
+        point: None for a box around the thing.
+        text: A letter or two beside a ring; empty for none.
+    """
+
+    thing: int
+    point: Point | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a picture, shown alone and enlarged.
+
+    Attributes:
+        box: Which part, in pixels of the whole picture.
+        about: Index of the thing it shows.
+    """
+
+    box: Box
+    about: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Things, and a seed for all that no question asks about (floor, light, camera, noise)."""
+    """Things, all that no question asks about, and what is done to the finished picture.
+
+    Attributes:
+        things: What a question can be about.
+        backdrop: Seed of floor, wall, light and viewpoint.
+        view: From where it is seen, where that is not the backdrop's own viewpoint.
+        light: Seed of another light than the backdrop's own; 0 for that one.
+        noise: Greatest change of a pixel by grain, in grey levels; 0 for none.
+        marks: Drawn over the picture.
+        hole: A part of the picture that is painted over, in pixels.
+        cut: The part of the picture that is shown; None for all of it.
+    """
 
     things: tuple[Thing, ...]
     backdrop: int
+    view: Viewpoint | None = None
+    light: int = 0
+    noise: int = 0
+    marks: tuple[Mark, ...] = ()
+    hole: Box | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +131,20 @@ class Frame:
 
 
 class World(Protocol):
-    """A vocabulary, ranges and a renderer. Every random choice comes from the generator passed in."""
+    """A vocabulary, ranges and a renderer. Every random choice comes from the generator passed in.
+
+    A world is made with `held_out=False` or `True`. Worlds of the first sort never show what those of the second hold
+    back for `test_ood`: combinations of attributes, and ranges of viewpoints or grounds.
+    """
 
     @property
     def name(self) -> str:
         """As in task ids, such as `tabletop`."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """Width and height of its pictures in pixels."""
         ...
 
     @property
@@ -90,8 +153,8 @@ class World(Protocol):
         ...
 
     @property
-    def common_colours(self) -> tuple[str, ...]:
-        """Colours that all things of an odd-one-out task but one may share."""
+    def common_kinds(self) -> tuple[tuple[Kind, ...], ...]:
+        """Sets of kinds that share their colour: all things of an odd-one-out task but one are of one set."""
         ...
 
     @property
@@ -99,8 +162,17 @@ class World(Protocol):
         """Least and most images of a task that looks through a group of them."""
         ...
 
+    @property
+    def wordings(self) -> int | None:
+        """How many of the wordings of a question are used, from the first on; None for all."""
+        ...
+
     def counts(self, difficulty: int | None) -> tuple[int, int]:
         """Least and most things in a scene at a difficulty of 1 to 5; None is the world's ordinary range."""
+        ...
+
+    def look_alikes(self, difficulty: int | None) -> tuple[int, int]:
+        """Least and most things around a target that differ from it in one attribute only."""
         ...
 
     def arrange(
@@ -110,5 +182,49 @@ class World(Protocol):
         ...
 
     def render(self, scene: Scene) -> Frame:
-        """Draws a scene: a pure function of it."""
+        """Draws things, light and grain: a pure function of the scene. Marks, hole and cut are not its business."""
+        ...
+
+
+class MovingWorld(World, Protocol):
+    """A world whose things can move, and whose pictures can be disturbed."""
+
+    def animate(
+        self, rng: np.random.Generator, scene: Scene, frames: int, difficulty: int | None
+    ) -> tuple[Scene, ...]:
+        """The scene, and `frames - 1` later moments of it in which things have moved along smooth paths.
+
+        Viewpoint and light stay. Things may hide each other for a while; in the first scene all are seen well.
+
+        Raises:
+            TaskError: If no such motion was found.
+        """
+        ...
+
+    def disturb(self, rng: np.random.Generator, scene: Scene, difficulty: int | None) -> Scene:
+        """The same things a moment later: the camera was nudged, the light has changed, the picture has grain.
+
+        Raises:
+            TaskError: If no such picture shows every thing well.
+        """
+        ...
+
+
+class SolidWorld(MovingWorld, Protocol):
+    """A world of solids, seen by cameras."""
+
+    def look_again(self, rng: np.random.Generator, scene: Scene, difficulty: int | None) -> Scene:
+        """The same things, where they are, from well aside; every thing is seen well.
+
+        Raises:
+            TaskError: If no such viewpoint was found.
+        """
+        ...
+
+    def points(self, scene: Scene) -> npt.NDArray[np.float32]:
+        """What each pixel shows, as points of the world: (H, W, 3) float32; NaN where it shows no thing."""
+        ...
+
+    def project(self, scene: Scene, point: Point) -> tuple[float, float]:
+        """Where a point lands in the picture, x and y in pixels, whether or not something hides it."""
         ...

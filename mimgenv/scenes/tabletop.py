@@ -1,13 +1,13 @@
-"""The table-top world: its vocabulary, how many things, and where they stand so that each can be seen well.
+"""The table-top world: its vocabulary, its ranges by difficulty, and the search for scenes that show all.
 
-Implements `World` (scene.py). Owns the placement; what it looks like is in render.py. Placing never draws: it compares
-the boxes of upright cylinders that hold a thing of any shape, so a thing may later change its kind and still be seen.
+Implements `SolidWorld` (scene.py). What is well seen is in places.py, how things move in motion.py, and what it all
+looks like in render.py and backdrop.py.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.geometry import area, intersection
-from mimgenv.scenes.backdrop import backdrop
-from mimgenv.scenes.camera import Camera, Rays
-from mimgenv.scenes.render import MATERIALS, PALETTE, draw
-from mimgenv.scenes.scene import Frame, Kind, Scene, Thing
-from mimgenv.scenes.shapes import MISS, SOLIDS, Cylinder, Solid
-from mimgenv.types import Box
+from mimgenv.scenes.backdrop import HELD_OUT, VIEWS, Backdrop, backdrop, ground
+from mimgenv.scenes.motion import MOTIONS, move
+from mimgenv.scenes.places import LAYOUTS, Layout, Placed, all_fit, draw_thing, fits, seen_from
+from mimgenv.scenes.render import MATERIALS, PALETTE, draw, seen_points
+from mimgenv.scenes.scene import Frame, Kind, Point, Scene, Thing, Viewpoint
+from mimgenv.scenes.shapes import SOLIDS
 
 COUNTS: Final[dict[int | None, tuple[int, int]]] = {
     1: (2, 3),
@@ -33,77 +32,79 @@ COUNTS: Final[dict[int | None, tuple[int, int]]] = {
 }
 """Least and most things in a scene, by difficulty."""
 
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How things are placed.
-
-    Attributes:
-        sizes: Least and greatest diameter in world units.
-        overlap: Greatest share of a thing's box that the boxes of nearer things may cover.
-        spread: Half a side of the square of table that is used, in world units.
-    """
-
-    sizes: tuple[float, float]
-    overlap: float
-    spread: float
-
-
-LAYOUTS: Final[dict[int, Layout]] = {
-    1: Layout((1.3, 1.7), 0.0, 2.8),
-    2: Layout((1.2, 1.65), 0.15, 2.6),
-    3: Layout((1.1, 1.6), 0.30, 2.4),
-    4: Layout((1.0, 1.5), 0.45, 2.3),
-    5: Layout((0.95, 1.4), 0.55, 2.2),
+LOOK_ALIKES: Final[dict[int | None, tuple[int, int]]] = {
+    1: (0, 0),
+    2: (0, 1),
+    3: (1, 1),
+    4: (1, 2),
+    5: (2, 3),
+    None: (0, 2),
 }
-"""Harder scenes have smaller things, closer together, that hide each other more."""
-
-MARGIN: Final = 5 / 224
-"""Least distance from the edge of the picture, in picture sides."""
-LEAST: Final = 26 / 224
-"""Least side of the box that holds a thing of any shape, in picture sides; the thing itself fills 2/3 of it or more."""
-SEEN: Final = 14 / 224
-"""Least side of what is seen of a thing, in picture sides."""
-VISIBLE: Final = 0.56
-"""Least visibility of a thing."""
-
-_GAP: Final = 0.12  # Least free floor between two things.
-_TRIES: Final = 60  # Places tried for one thing.
-_ROUNDS: Final = 40  # Layouts tried for one scene; each is a little smaller than the one before.
-_SHRINK: Final = 0.98
+"""Least and most things around a target that differ from it in one attribute only, by difficulty."""
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A thing and how it is seen.
+class Nudge:
+    """Least and greatest change of a picture that shows the same.
 
     Attributes:
-        thing: Where it stands.
-        box: Pixels that hold a thing of any shape there.
-        depth: Power of the camera's foot with respect to the thing's circle. Of two circles apart from each other the
-            one of less power comes first along every ray that meets both.
+        turn: Of the azimuth, in radians, to either side.
+        rise: Of the elevation, in radians, up or down.
+        step: Of the distance, in world units, nearer or farther.
+        noise: Grain, in grey levels.
     """
 
-    thing: Thing
-    box: Box
-    depth: float
+    turn: tuple[float, float]
+    rise: tuple[float, float]
+    step: tuple[float, float]
+    noise: tuple[int, int]
+
+
+NUDGES: Final[dict[int, Nudge]] = {
+    1: Nudge((0.03, 0.06), (0.010, 0.020), (0.05, 0.15), (2, 4)),
+    2: Nudge((0.05, 0.09), (0.015, 0.030), (0.10, 0.20), (3, 6)),
+    3: Nudge((0.08, 0.13), (0.020, 0.040), (0.15, 0.30), (4, 8)),
+    4: Nudge((0.11, 0.17), (0.030, 0.050), (0.20, 0.45), (6, 12)),
+    5: Nudge((0.15, 0.22), (0.040, 0.060), (0.30, 0.60), (8, 14)),
+}
+"""How far `disturb` goes, by difficulty."""
+
+TURNS: Final[dict[int | None, tuple[float, float]]] = {
+    1: (25, 35),
+    2: (30, 45),
+    3: (35, 55),
+    4: (45, 65),
+    5: (55, 70),
+    None: (25, 70),
+}
+"""Degrees by which `look_again` goes around the table, by difficulty."""
+
+_PLACES: Final = 60  # Places tried for one thing.
+_ROUNDS: Final = 40  # Layouts, viewpoints or motions tried for one scene.
+_SHRINK: Final = 0.98  # Each layout is a little smaller than the one before.
 
 
 class Tabletop:
     """A table seen from above and aside, with solids of eight colours and two materials on it.
 
+    Of its kinds, those whose numbers of shape and colour (as in `SOLIDS` and `PALETTE`) add up to a multiple of four
+    are held out: one shape of every colour, in both materials. So are high viewpoints from well aside: `VIEWS`.
+
     Args:
         side: Width and height of its pictures in pixels.
+        held_out: Whether it shows only what is held out, or never.
 
     Raises:
         ConfigurationError: If `side` is below 112: things would be too small to tell apart.
     """
 
-    def __init__(self, side: int = 224) -> None:
+    def __init__(self, side: int = 224, held_out: bool = False) -> None:
         if side < 112:
             raise ConfigurationError(f"a table-top picture has sides of 112 pixels or more, not {side}")
-        self._side = side
-        self._kinds = tuple(Kind(*parts) for parts in product(SOLIDS, PALETTE, MATERIALS))
+        self._side, self._held_out = side, held_out
+        pairs = product(enumerate(SOLIDS), enumerate(PALETTE))
+        allowed = [(shape, colour) for (i, shape), (j, colour) in pairs if ((i + j) % 4 == 0) == held_out]
+        self._kinds = tuple(Kind(*pair, material) for pair in allowed for material in MATERIALS)
 
     @property
     def name(self) -> str:
@@ -117,13 +118,18 @@ class Tabletop:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Every shape in every colour and material."""
+        """Every shape in every colour and material, but for what is held out; or just that."""
         return self._kinds
 
     @property
-    def common_colours(self) -> tuple[str, ...]:
-        """Every colour: all things of a scene may share any."""
-        return tuple(PALETTE)
+    def common_kinds(self) -> tuple[tuple[Kind, ...], ...]:
+        """The kinds of each colour."""
+        return tuple(tuple(kind for kind in self._kinds if kind.colour == colour) for colour in PALETTE)
+
+    @property
+    def wordings(self) -> int | None:
+        """All."""
+        return None
 
     @property
     def group_sizes(self) -> tuple[int, int]:
@@ -140,6 +146,10 @@ class Tabletop:
             raise ConfigurationError(f"difficulty {difficulty} is not one of {[d for d in COUNTS if d]} or None")
         return COUNTS[difficulty]
 
+    def look_alikes(self, difficulty: int | None) -> tuple[int, int]:
+        """Least and most things around a target that differ from it in one attribute; fewer than `counts` allows."""
+        return LOOK_ALIKES[difficulty]
+
     def arrange(
         self, rng: np.random.Generator, kinds: tuple[Kind, ...], difficulty: int | None, first_identity: int = 0
     ) -> Scene:
@@ -150,9 +160,9 @@ class Tabletop:
             TaskError: If there are more things than the table has room for.
         """
         self.counts(difficulty)  # Refuses a difficulty that does not exist.
-        layout, shrink = LAYOUTS[_draw_level(rng, len(kinds)) if difficulty is None else difficulty], 1.0
+        layout, shrink = LAYOUTS[_roomy(rng, len(kinds)) if difficulty is None else difficulty], 1.0
         for _ in range(_ROUNDS):
-            seed = int(rng.integers(1 << 31))
+            seed = int(rng.integers(HELD_OUT)) + self._held_out * HELD_OUT
             things = self._place(rng, kinds, seed, layout, shrink, first_identity)
             if things is not None:
                 return Scene(things, seed)
@@ -162,15 +172,73 @@ class Tabletop:
     def sees_well(self, scene: Scene) -> bool:
         """Whether every thing is inside the picture, large enough and hidden by less than half, whatever its kind.
 
-        True of every arranged scene. To see the same things from elsewhere, look for a backdrop of which it is true.
+        True of every arranged scene, and of all that `disturb` and `look_again` return.
         """
-        camera = backdrop(scene.backdrop, self._side).camera
-        placed = [_seen_from(camera, thing) for thing in scene.things]
-        return all(self._fits(camera, placed[:i], one, 1.0) for i, one in enumerate(placed))
+        return all_fit(self._backdrop(scene).camera, scene.things)
+
+    def disturb(self, rng: np.random.Generator, scene: Scene, difficulty: int | None) -> Scene:
+        """The same things by another light, with grain, seen by a camera that was nudged: see `NUDGES`.
+
+        Raises:
+            TaskError: If no such picture shows every thing well.
+        """
+        nudge = NUDGES[_level(rng, difficulty)]
+        for _ in range(_ROUNDS):
+            view = _nudged(rng, self._view(scene), nudge, scene.backdrop)
+            light, noise = int(rng.integers(1, 1 << 31)), int(rng.integers(nudge.noise[0], nudge.noise[1] + 1))
+            seen = replace(scene, view=view, light=light, noise=noise)
+            if self.sees_well(seen):
+                return seen
+        raise TaskError(f"no disturbed view of {len(scene.things)} things at difficulty {difficulty}")
+
+    def look_again(self, rng: np.random.Generator, scene: Scene, difficulty: int | None) -> Scene:
+        """The same things by the same light, without grain, from farther around the table: see `TURNS`.
+
+        Raises:
+            TaskError: If no such viewpoint was found.
+        """
+        views = VIEWS[scene.backdrop >= HELD_OUT]
+        for _ in range(_ROUNDS):
+            turn = math.radians(rng.uniform(*TURNS[difficulty])) * (1 if rng.integers(2) else -1)
+            view = self._view(scene)[0] + turn, rng.uniform(*views.elevation), rng.uniform(*views.distance)
+            seen = replace(scene, view=view, noise=0)
+            if self.sees_well(seen):
+                return seen
+        raise TaskError(f"no second view of {len(scene.things)} things at difficulty {difficulty}")
+
+    def animate(self, rng: np.random.Generator, scene: Scene, frames: int, difficulty: int | None) -> tuple[Scene, ...]:
+        """The scene, and `frames - 1` later moments of it; how things move is in `MOTIONS`.
+
+        Things keep clear of each other and inside the picture, and in the last scene all are seen well again. Between
+        two moments a thing goes less than half as far as any other of its kind is away at the later one.
+
+        Raises:
+            TaskError: If no such motion was found.
+        """
+        motion = MOTIONS[_level(rng, difficulty)]
+        for _ in range(_ROUNDS):
+            moved = move(rng, self._backdrop(scene).camera, scene.things, frames, motion)
+            if moved is not None:
+                return (scene, *(replace(scene, things=things) for things in moved[1:]))
+        raise TaskError(f"no motion of {len(scene.things)} things over {frames} frames at difficulty {difficulty}")
 
     def render(self, scene: Scene) -> Frame:
         """Draws a scene: a pure function of it."""
         return draw(scene, self._side)
+
+    def points(self, scene: Scene) -> npt.NDArray[np.float32]:
+        """What each pixel shows, as points of the world: (side, side, 3); NaN where it shows no thing."""
+        return seen_points(scene, self._side)
+
+    def project(self, scene: Scene, point: Point) -> tuple[float, float]:
+        """Where a point lands in the picture, x and y in pixels, whether or not something hides it."""
+        return self._backdrop(scene).camera.project(point)
+
+    def _backdrop(self, scene: Scene) -> Backdrop:
+        return backdrop(scene.backdrop, self._side, scene.view, scene.light)
+
+    def _view(self, scene: Scene) -> Viewpoint:
+        return scene.view or ground(scene.backdrop).view
 
     def _place(
         self, rng: np.random.Generator, kinds: tuple[Kind, ...], seed: int, layout: Layout, shrink: float, first: int
@@ -179,99 +247,39 @@ class Tabletop:
         camera = backdrop(seed, self._side).camera
         placed: list[Placed] = []
         for identity, kind in enumerate(kinds, first):
-            for _ in range(_TRIES):
-                thing = _draw_thing(rng, kind, layout, shrink, identity)
-                one = _seen_from(camera, thing)
-                if self._fits(camera, placed, one, layout.overlap):
+            for _ in range(_PLACES):
+                thing = draw_thing(rng, kind, layout, shrink, identity)
+                one = seen_from(camera, thing)
+                if fits(camera, placed, one, layout.overlap):
                     placed.append(one)
                     break
             else:
                 return None
         return tuple(one.thing for one in placed)
 
-    def _fits(self, camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
-        """Whether a thing can join the placed ones so that all are seen well."""
-        return _apart(new.thing, placed) and _inside(new.box, self._side) and _clear(camera, placed, new, overlap)
 
-
-def _draw_level(rng: np.random.Generator, count: int) -> int:
+def _roomy(rng: np.random.Generator, count: int) -> int:
     """One of the difficulties with as many things or more."""
     levels = [level for level in LAYOUTS if COUNTS[level][1] >= count] or [max(LAYOUTS)]
     return levels[rng.integers(len(levels))]
 
 
-def _draw_thing(rng: np.random.Generator, kind: Kind, layout: Layout, shrink: float, identity: int) -> Thing:
-    """A thing anywhere in the square around the used part of the table."""
-    x, y, size, turn = (float(part) for part in rng.random(4))
-    low, high = layout.sizes
-    position = (2 * x - 1) * layout.spread, (2 * y - 1) * layout.spread
-    return Thing(identity, kind, position, shrink * (low + (high - low) * size), turn * math.pi / 2)
+def _level(rng: np.random.Generator, difficulty: int | None) -> int:
+    """The difficulty; where there is none, a middling one."""
+    return int(rng.integers(2, 5)) if difficulty is None else difficulty
 
 
-def _seen_from(camera: Camera, thing: Thing) -> Placed:
-    (x, y), radius = thing.position, thing.size / 2
-    east, north = x - camera.origin[0], y - camera.origin[1]
-    return Placed(thing, camera.standing(thing.position, thing.size), east * east + north * north - radius * radius)
+def _nudged(rng: np.random.Generator, view: Viewpoint, nudge: Nudge, seed: int) -> Viewpoint:
+    """A viewpoint nearby, as high and as far as those of the seed's sort may be."""
+    views = VIEWS[seed >= HELD_OUT]
+    azimuth = view[0] + _either_way(rng, 0.0, nudge.turn, (-math.pi, math.pi))
+    elevation = _either_way(rng, view[1], nudge.rise, views.elevation)
+    return azimuth, elevation, _either_way(rng, view[2], nudge.step, views.distance)
 
 
-def _inside(box: Box, side: int) -> bool:
-    """Whether a box is large enough and clear of the picture's edge."""
-    margin, least = MARGIN * side, LEAST * side
-    large = box[2] - box[0] >= least and box[3] - box[1] >= least
-    return large and min(box[0], box[1]) >= margin and max(box[2], box[3]) <= side - margin
-
-
-def _apart(thing: Thing, placed: list[Placed]) -> bool:
-    """Whether a thing stands clear of the placed ones."""
-    for other in placed:
-        east, north = thing.position[0] - other.thing.position[0], thing.position[1] - other.thing.position[1]
-        gap = (thing.size + other.thing.size) / 2 + _GAP
-        if east * east + north * north < gap * gap:
-            return False
-    return True
-
-
-def _clear(camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
-    """Whether the new thing and those behind it can be seen well; `overlap` is that of `Layout`."""
-    everything = [*placed, new]
-    behind = [new, *(one for one in placed if _covers(new, one))]
-    veiled = [(one, before) for one in behind if (before := [other for other in everything if _covers(other, one)])]
-    for one, before in veiled:
-        if sum(area(intersection(one.box, other.box)) for other in before) > overlap * area(one.box):
-            return False
-    return all(_seen_behind(camera, one, before) for one, before in veiled)
-
-
-def _covers(one: Placed, other: Placed) -> bool:
-    """Whether one thing may hide a part of another."""
-    return one.depth < other.depth and area(intersection(one.box, other.box)) > 0
-
-
-def _seen_behind(camera: Camera, one: Placed, before: list[Placed]) -> bool:
-    """Whether enough of a thing of any shape is seen behind nearer ones of any shape.
-
-    Follows the very rays the renderer will, so what holds here holds in the picture.
-    """
-    left, top, right, bottom = (int(edge) for edge in one.box)
-    xs, ys = np.arange(left, right + 1, dtype=np.float32), np.arange(top, bottom + 1, dtype=np.float32)
-    rays = camera.rays(xs[None, :] + 0.5, ys[:, None] + 0.5)
-    hidden = np.zeros(rays[0].shape, np.bool_)
-    for other in before:
-        hidden |= _meets(camera, other.thing, Cylinder(other.thing.size / 2, other.thing.size), rays)
-    for solid in SOLIDS.values():
-        whole = _meets(camera, one.thing, solid(one.thing.size, one.thing.turn), rays)
-        seen = whole & ~hidden
-        if np.count_nonzero(seen) < VISIBLE * np.count_nonzero(whole) or _least_side(seen) < SEEN * camera.side:
-            return False
-    return True
-
-
-def _meets(camera: Camera, thing: Thing, solid: Solid, rays: Rays) -> npt.NDArray[np.bool_]:
-    """Which rays meet a solid that stands where a thing does."""
-    (x, y), (east, north, up) = thing.position, camera.origin
-    return solid.hit((east - x, north - y, up), rays).distance < MISS
-
-
-def _least_side(mask: npt.NDArray[np.bool_]) -> int:
-    """The smaller side of a mask's extent, in pixels."""
-    return min((int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 if mask.any() else 0) for axis in (0, 1))
+def _either_way(
+    rng: np.random.Generator, value: float, change: tuple[float, float], bounds: tuple[float, float]
+) -> float:
+    """A value changed up or down, so that it stays within bounds that are at least twice as wide as the change."""
+    amount = rng.uniform(*change) * (1 if rng.integers(2) else -1)
+    return value + amount if bounds[0] <= value + amount <= bounds[1] else value - amount

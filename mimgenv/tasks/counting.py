@@ -1,10 +1,23 @@
-"""Counting across images: how many objects of a colour are there in all images together."""
+"""Counting across images: how many objects of a colour are there in all images together.
+
+Difficulty: number, size and overlap of things (the world's).
+"""
+
+from typing import Final
 
 import numpy as np
 
 from mimgenv.scenes.scene import Scene, World
-from mimgenv.tasks.draft import Draft, draw_count, draw_images, draw_kinds
-from mimgenv.tasks.program import Count, Find, find
+from mimgenv.tasks.draft import Draft, Wording, draw_count, draw_images, draw_kinds
+from mimgenv.tasks.program import Count, Find
+
+QUESTION: Final = Wording(
+    (
+        "How many {colour} objects are there in all images together?",
+        "Count the {colour} objects over all images.",
+    ),
+    ("What is the total number of {colour} objects that the images show?",),
+)
 
 
 def counting(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
@@ -23,6 +36,5 @@ def counting(world: World, rng: np.random.Generator, difficulty: int | None) -> 
         identity = sum(len(scene.things) for scene in scenes)
         scenes.append(world.arrange(rng, tuple(kinds), difficulty, identity))
     query = Find(tuple(range(1, images + 1)), colour=colour)
-    counts = [[found.image for found in find(query, scenes)].count(image) for image in query.images]
-    question = f"How many {colour} objects are there in all images together?"
-    return Draft(tuple(scenes), question, Count(query), " + ".join(map(str, counts)))
+    counts = [[found.image for found in query.find(scenes)].count(image) for image in query.images]
+    return Draft(tuple(scenes), QUESTION, Count(query), " + ".join(map(str, counts)), fields={"colour": colour})

@@ -6,19 +6,33 @@ turns what it finds into the truth; a draft whose target is not unique or not we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
 from mimgenv.errors import TaskError
-from mimgenv.scenes.scene import Frame, Kind, Scene, World
-from mimgenv.tasks.program import Found, Program, execute
-from mimgenv.types import Grounding, ObjectAnnotation, Task, TextAnswer
+from mimgenv.scenes.picture import patch_box, picture
+from mimgenv.scenes.scene import Frame, Kind, Scene, SolidWorld, Thing, World
+from mimgenv.tasks.program import Area, Found, Part, Program, Result
+from mimgenv.types import Box, Grounding, Image, ObjectAnnotation, Task, TextAnswer
 
 MIN_VISIBILITY: Final = 0.5
 """A thing less visible than this could be overlooked, so that no count or comparison would be fair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Ways to ask one question, with `{fields}` to fill in.
+
+    Attributes:
+        known: Those of train, val and test; a world for small models uses the first alone.
+        held_out: Those of `test_ood`.
+    """
+
+    known: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +42,24 @@ class Draft:
     Attributes:
         scenes: One per image.
         question: What the agent reads.
-        program: The same question for the executor; its result is the truth.
+        program: The same question in a form that can be executed; its result is the truth.
         rationale: Why, in a few words; `{label}` and `{image}` stand for the target's.
         named_image: The image the question names, if it does.
+        fields: What to fill into the question and the rationale.
+        may_hide: Whether things may be hardly visible; they are left out of the annotations. Never the target.
     """
 
     scenes: tuple[Scene, ...]
-    question: str
+    question: str | Wording
     program: Program
     rationale: str = "{label}"
     named_image: int | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    may_hide: bool = False
 
 
-TaskType: TypeAlias = Callable[[World, np.random.Generator, int | None], Draft]
+TaskType: TypeAlias = Callable[[Any, np.random.Generator, int | None], Draft]
+"""From a world, a generator and a difficulty of 1 to 5 or None. The world is a `World`, `MovingWorld` or `SolidWorld`."""
 
 
 def draw_count(world: World, rng: np.random.Generator, difficulty: int | None) -> int:
@@ -69,31 +88,120 @@ def draw_kinds(rng: np.random.Generator, allowed: Sequence[Kind], count: int) ->
     return tuple((first_of_colour + others)[:count])
 
 
-def _annotations(scene: Scene, frame: Frame) -> tuple[ObjectAnnotation, ...]:
-    seen = zip(scene.things, frame.boxes, frame.visibility, strict=True)
-    objects = []
-    for thing, box, visibility in seen:
-        if box is None or visibility < MIN_VISIBILITY:
-            raise TaskError(f"{thing.kind.label} is {visibility:.0%} visible, at least {MIN_VISIBILITY:.0%} wanted")
-        objects.append(ObjectAnnotation(thing.kind.label, box, thing.identity))
-    return tuple(objects)
+def alike(one: Kind, other: Kind) -> bool:
+    """Whether two kinds differ in exactly one attribute."""
+    return (one.shape != other.shape) + (one.colour != other.colour) + (one.material != other.material) == 1
 
 
-def finish(draft: Draft, world: World, task_id: str, task_type: str) -> Task:
-    """Draws a draft and lets the executor find its truth.
+def with_look_alikes(
+    world: World, rng: np.random.Generator, scene: Scene, target: Kind, difficulty: int | None
+) -> Scene:
+    """The scene with some things turned into look-alikes of a target kind, as the difficulty says.
+
+    Things of the target kind stay, and no two kinds become equal. In a world without look-alikes nothing is drawn.
+    """
+    low, high = world.look_alikes(difficulty)
+    if not high:
+        return scene
+    kinds = [thing.kind for thing in scene.things]
+    near = [kind for kind in world.kinds if alike(kind, target) and kind not in kinds]
+    others = [place for place, kind in enumerate(kinds) if kind != target]
+    count = min(int(rng.integers(low, high + 1)), len(near), len(others))
+    places, choice = rng.permutation(len(others))[:count], rng.permutation(len(near))[:count]
+    for place, index in zip(places, choice, strict=True):
+        kinds[others[place]] = near[index]
+    things = (replace(thing, kind=kind) for thing, kind in zip(scene.things, kinds, strict=True))
+    return replace(scene, things=tuple(things))
+
+
+def finish(draft: Draft, world: World, task_id: str, task_type: str, held_out: bool = False) -> Task:
+    """Draws a draft and lets its program find the truth.
+
+    Args:
+        draft: Of the task type.
+        world: Draws it.
+        task_id: Of the task; also decides how the question is worded.
+        task_type: As in the table of types.
+        held_out: Whether the question is asked in a held-out way.
 
     Raises:
         TaskError: If the target is not unique, or a thing is hardly visible.
     """
-    frames = tuple(world.render(scene) for scene in draft.scenes)
-    objects = tuple(_annotations(scene, frame) for scene, frame in zip(draft.scenes, frames, strict=True))
-    result = execute(draft.program, draft.scenes)
-    truth: Grounding | TextAnswer
-    if isinstance(result, Found):
-        target = objects[result.image - 1][result.index]
-        truth = Grounding(result.image, target.label, target.box)
-        rationale = draft.rationale.format(label=target.label, image=result.image)
-    else:
-        truth, rationale = TextAnswer(str(result)), draft.rationale
-    images = tuple(frame.pixels for frame in frames)
-    return Task(task_id, task_type, images, draft.question, truth, rationale, objects, draft.named_image)
+    bare = [replace(scene, marks=(), hole=None, cut=None) for scene in draft.scenes]
+    drawn = {scene: world.render(scene) for scene in dict.fromkeys(bare)}
+    frames = [drawn[scene] for scene in bare]
+    objects = tuple(_annotations(scene, frame, draft) for scene, frame in zip(draft.scenes, frames, strict=True))
+    images = tuple(picture(world, scene, frame) for scene, frame in zip(draft.scenes, frames, strict=True))
+    truth = _truth(draft, world, frames)
+    fields = dict(draft.fields)
+    if isinstance(truth, Grounding):
+        fields |= {"label": truth.label, "image": truth.image}
+    return Task(
+        task_id=task_id,
+        task_type=task_type,
+        images=images,
+        question=_question(draft, world, task_id, held_out),
+        truth=truth,
+        rationale=draft.rationale.format(**fields),
+        objects=objects,
+        named_image=draft.named_image,
+        captions=tuple(_caption(each, image) for each, image in zip(objects, images, strict=True)),
+    )
+
+
+def _annotations(scene: Scene, frame: Frame, draft: Draft) -> tuple[ObjectAnnotation, ...]:
+    if scene.cut is not None:
+        return ()
+    objects = []
+    for thing, box, visibility in zip(scene.things, frame.boxes, frame.visibility, strict=True):
+        if box is None or visibility < MIN_VISIBILITY:
+            if draft.may_hide:
+                continue
+            raise _hidden(thing, visibility)
+        if scene.hole is None or not _overlap(box, scene.hole):
+            objects.append(ObjectAnnotation(thing.kind.label, box, thing.identity))
+    return tuple(objects)
+
+
+def _hidden(thing: Thing, visibility: float) -> TaskError:
+    return TaskError(f"{thing.kind.label} is {visibility:.0%} visible, at least {MIN_VISIBILITY:.0%} wanted")
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+def _truth(draft: Draft, world: World, frames: Sequence[Frame]) -> Grounding | TextAnswer:
+    result = draft.program.execute(draft.scenes)
+    if isinstance(result, int | str):
+        return TextAnswer(str(result))
+    thing = draft.scenes[result.image - 1].things[result.index]
+    box = _box(result, draft.scenes[result.image - 1], world, frames[result.image - 1])
+    if box is None or frames[result.image - 1].visibility[result.index] < MIN_VISIBILITY:
+        raise _hidden(thing, frames[result.image - 1].visibility[result.index])
+    return Grounding(result.image, thing.kind.label, box)
+
+
+def _box(result: Result, scene: Scene, world: World, frame: Frame) -> Box | None:
+    match result:
+        case Area(box=box):
+            return box
+        case Part(index=index, point=point, radius=radius):
+            return patch_box(cast(SolidWorld, world), scene, frame, index, point, radius)
+        case Found(index=index):
+            return frame.boxes[index]
+    return None
+
+
+def _question(draft: Draft, world: World, task_id: str, held_out: bool) -> str:
+    if isinstance(draft.question, str):
+        return draft.question
+    ways = draft.question.held_out if held_out else draft.question.known[: world.wordings]
+    rng = np.random.default_rng(list(task_id.encode()))
+    return ways[rng.integers(len(ways))].format(**draft.fields)
+
+
+def _caption(objects: Sequence[ObjectAnnotation], image: Image) -> str:
+    """What an image shows, in words, from left to right."""
+    labels = [thing.label for thing in sorted(objects, key=lambda thing: thing.box[0] + thing.box[2])]
+    return f"{len(labels)} objects: {', '.join(labels)}." if labels else "A detail."

@@ -1,10 +1,25 @@
-"""Group grounding: which of several images holds the described object, and where (MIG-Bench `group_grounding`)."""
+"""Group grounding: which of several images holds the described object, and where (MIG-Bench `group_grounding`).
+
+Difficulty: number, size and overlap of things (the world's), and how many look-alikes each image holds.
+"""
+
+from typing import Final
 
 import numpy as np
 
 from mimgenv.scenes.scene import Scene, World
-from mimgenv.tasks.draft import Draft, draw_count, draw_images, draw_kinds
+from mimgenv.tasks.draft import Draft, Wording, draw_count, draw_images, draw_kinds, with_look_alikes
 from mimgenv.tasks.program import Find
+
+QUESTION: Final = Wording(
+    (
+        "Find the image with the {target}, and where it is.",
+        "Which image shows the {target}? Find it there.",
+        "Locate the {target}: in which image is it, and where?",
+    ),
+    ("Only one image shows the {target}. Box it in that image.", "Search all images for the {target}."),
+)
+RATIONALE: Final = "Of these images only Image-{image} shows a {label}."
 
 
 def group_grounding(world: World, rng: np.random.Generator, difficulty: int | None) -> Draft:
@@ -19,7 +34,7 @@ def group_grounding(world: World, rng: np.random.Generator, difficulty: int | No
         if image == holder:
             kinds[0] = target
         identity = sum(len(scene.things) for scene in scenes)
-        scenes.append(world.arrange(rng, tuple(kinds), difficulty, identity))
+        scene = world.arrange(rng, tuple(kinds), difficulty, identity)
+        scenes.append(with_look_alikes(world, rng, scene, target, difficulty))
     query = Find(tuple(range(1, images + 1)), target.shape, target.colour, target.material)
-    question = f"Find the image with the {target.label}, and where it is."
-    return Draft(tuple(scenes), question, query, "Of these images only Image-{image} shows a {label}.")
+    return Draft(tuple(scenes), QUESTION, query, RATIONALE, fields={"target": target.label})

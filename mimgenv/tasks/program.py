@@ -1,18 +1,22 @@
-"""A question as a small program over scenes, and the executor that proves its target.
+"""A question as a small program over scenes, which proves its target.
 
-The executor receives the program and the scenes and nothing else: not the intended target, not the pixels. A task
-is served only if what it finds is exactly one thing (or one number). Image numbers are 1-based, as in the question.
+A program receives the scenes and nothing else: not the intended target, not the pixels. A task is served only if what
+it finds is exactly one thing, place, number or option. Image numbers are 1-based, as in the question. Programs of one
+task type live in that type's file; here are the contract and what several types share.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from mimgenv.errors import TaskError
-from mimgenv.scenes.scene import Kind, Scene, Thing
+from mimgenv.scenes.scene import Kind, Point, Scene, Thing
+from mimgenv.types import Box
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,87 +28,62 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Find:
-    """All things in `images` that have the given attributes; an attribute that is None does not matter."""
+class Part:
+    """A part of a thing's surface: what lies within `radius` world units of a point of it."""
 
-    images: tuple[int, ...]
-    shape: str | None = None
-    colour: str | None = None
-    material: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SameKind:
-    """All things in image `target` that look like the only thing of image `reference`."""
-
-    reference: int
-    target: int
+    image: int
+    index: int
+    point: Point
+    radius: float
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """All things of image `after` that stand in image `before` neither as they are nor where they are."""
+class Area:
+    """A part of a picture, in its pixels, that shows a thing."""
 
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class OddColour:
-    """All things in `images` whose colour no other thing there has, where the others all share one colour."""
-
-    images: tuple[int, ...]
+    image: int
+    index: int
+    box: Box
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How many things a query finds."""
-
-    of: Query
+Result: TypeAlias = Found | Part | Area | int | str
+"""Something in an image, a number, or a word or option letter."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageOf:
-    """The image in which a query finds its only thing."""
+class Program(Protocol):
+    """A question, in a form that can be executed."""
 
-    of: Query
+    def execute(self, scenes: Sequence[Scene]) -> Result:
+        """The answer.
+
+        Raises:
+            TaskError: If there is none, or more than one.
+        """
+        ...
 
 
-Query: TypeAlias = Find | SameKind | Changed | OddColour
-Program: TypeAlias = Query | Count | ImageOf
-T = TypeVar("T")
+class Query(ABC):
+    """A program that looks for one thing."""
+
+    @abstractmethod
+    def find(self, scenes: Sequence[Scene]) -> tuple[Found, ...]:
+        """All things that it fits, in image order."""
+
+    def execute(self, scenes: Sequence[Scene]) -> Found:
+        """The one thing that it fits.
+
+        Raises:
+            TaskError: If there is none, or more than one.
+        """
+        return only(self.find(scenes))
 
 
-def _things(scenes: Sequence[Scene], images: tuple[int, ...]) -> list[tuple[Found, Thing]]:
+def things_of(scenes: Sequence[Scene], images: Sequence[int]) -> list[tuple[Found, Thing]]:
+    """All things of some images, and where they are."""
     return [(Found(k, i), thing) for k in images for i, thing in enumerate(scenes[k - 1].things)]
 
 
-def _matches(kind: Kind, query: Find) -> bool:
-    wanted = ((query.shape, kind.shape), (query.colour, kind.colour), (query.material, kind.material))
-    return all(want is None or want == have for want, have in wanted)
-
-
-def find(query: Query, scenes: Sequence[Scene]) -> tuple[Found, ...]:
-    """All things a query finds, in image order."""
-    match query:
-        case Find(images=images):
-            return tuple(where for where, thing in _things(scenes, images) if _matches(thing.kind, query))
-        case SameKind(reference, target):
-            shown = only(tuple(_things(scenes, (reference,))))[1].kind
-            return tuple(where for where, thing in _things(scenes, (target,)) if thing.kind == shown)
-        case Changed(before, after):
-            unchanged = {(thing.kind, thing.position, thing.size) for thing in scenes[before - 1].things}
-            things = _things(scenes, (after,))
-            return tuple(w for w, thing in things if (thing.kind, thing.position, thing.size) not in unchanged)
-        case OddColour(images):
-            things = _things(scenes, images)
-            colours = Counter(thing.kind.colour for _, thing in things)
-            if len(colours) != 2:
-                return ()
-            return tuple(where for where, thing in things if colours[thing.kind.colour] == 1)
-
-
-def only(found: tuple[T, ...]) -> T:
+def only(found: Sequence[T]) -> T:
     """The one element.
 
     Raises:
@@ -115,16 +94,55 @@ def only(found: tuple[T, ...]) -> T:
     return found[0]
 
 
-def execute(program: Program, scenes: Sequence[Scene]) -> Found | int:
-    """The answer to a program: the one thing that it finds, a count, or an image number.
+@dataclass(frozen=True, slots=True)
+class Find(Query):
+    """All things in `images` that have the given attributes; an attribute that is None does not matter."""
 
-    Raises:
-        TaskError: If a program that asks for one thing finds none or several.
-    """
-    match program:
-        case Count(of):
-            return len(find(of, scenes))
-        case ImageOf(of):
-            return only(find(of, scenes)).image
-        case _:
-            return only(find(program, scenes))
+    images: tuple[int, ...]
+    shape: str | None = None
+    colour: str | None = None
+    material: str | None = None
+
+    def find(self, scenes: Sequence[Scene]) -> tuple[Found, ...]:
+        """See `Query`."""
+        return tuple(where for where, thing in things_of(scenes, self.images) if self.fits(thing.kind))
+
+    def fits(self, kind: Kind) -> bool:
+        """Whether a kind has the attributes."""
+        wanted = ((self.shape, kind.shape), (self.colour, kind.colour), (self.material, kind.material))
+        return all(want is None or want == have for want, have in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class SameKind(Query):
+    """All things in image `target` that look like the only thing of image `reference`."""
+
+    reference: int
+    target: int
+
+    def find(self, scenes: Sequence[Scene]) -> tuple[Found, ...]:
+        """See `Query`."""
+        shown = only(things_of(scenes, (self.reference,)))[1].kind
+        return tuple(where for where, thing in things_of(scenes, (self.target,)) if thing.kind == shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many things a query finds."""
+
+    of: Query
+
+    def execute(self, scenes: Sequence[Scene]) -> int:
+        """See `Program`."""
+        return len(self.of.find(scenes))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOf:
+    """The image in which a query finds its only thing."""
+
+    of: Query
+
+    def execute(self, scenes: Sequence[Scene]) -> int:
+        """See `Program`."""
+        return self.of.execute(scenes).image

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from mimgenv.curriculum import Difficulty
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES, RenderedTasks, load_rendered_task
+from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, RenderedTasks, load_rendered_task, worlds_of
 from mimgenv.tasks.siblings import siblings
 from mimgenv.tasks.source import TaskSource
 from mimgenv.types import Task
@@ -23,16 +24,16 @@ _SIBLING: Final = re.compile(r"(.+)\+(0|[1-9][0-9]{0,5})", re.DOTALL)
 
 def open_source(
     source: str | TaskSource | None,
-    world: str,
+    world: str | None,
     tasks: str | Sequence[str] | None,
     split: str,
-    difficulty: int | None,
+    difficulty: Difficulty,
 ) -> TaskSource:
-    """Opens `source`, or the rendered tasks of `world` where it is None.
+    """Opens `source`, or the rendered tasks where it is None.
 
     Args:
         source: None, `odinw:/path/to/folder`, or a source of your own.
-        world: Of rendered tasks.
+        world: Of rendered tasks; None for the ordinary worlds in turn.
         tasks: Names of task types, one name, or a group: `grounding` or `qa`; None for all.
         split: Of rendered tasks.
         difficulty: Of rendered tasks.
@@ -44,8 +45,9 @@ def open_source(
     if isinstance(tasks, str) and tasks not in TASK_GROUPS:
         tasks = (tasks,)
     if source is None:
-        names = TASK_GROUPS[tasks] if isinstance(tasks, str) else TASK_TYPES if tasks is None else tasks
-        return RenderedTasks(world, tuple(names), split, difficulty)
+        if isinstance(tasks, str):
+            tasks = tuple(name for name in TASK_GROUPS[tasks] if world is None or world in worlds_of(name))
+        return RenderedTasks(world, tasks, split, difficulty)
     if not isinstance(source, str):
         return source
     kind, _, path = source.partition(":")

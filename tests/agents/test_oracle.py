@@ -11,13 +11,13 @@ import pytest
 from agents.oracle import OracleAgent
 from agents.rollout import run_episodes
 from agents.types import Trajectory
-from mimgenv import default_codec, load_task
+from mimgenv import ENVIRONMENTS, default_codec, load_task
 from mimgenv.geometry import BOX_FRAMES
 from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES
 from mimgenv.types import Grounding
 
 TINY, ZOOM, QA, GROUNDING = "MultiImageTiny-v0", "MultiImageTinyZoom-v0", "MultiImageQA-v0", "MultiImageGrounding-v0"
-TWO_OF_EACH = range(2 * len(TASK_TYPES))
+TYPES = {TINY: ENVIRONMENTS[TINY]["tasks"], QA: tuple(TASK_TYPES)}
 THOUGHTS = ("label", "rationale")
 FULL_SIZE = 640 * 480
 """Pixels of a photograph of BCCD."""
@@ -40,8 +40,8 @@ def text(trajectory: Trajectory, turn: int) -> str:
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("env", [TINY, QA])
 def test_the_oracle_scores_one_on_every_rendered_task_type(env: str, split: str) -> None:
-    trajectories = run_episodes(OracleAgent(), env, TWO_OF_EACH, parallel=4, split=split)
-    assert [t.task_type for t in trajectories] == 2 * list(TASK_TYPES)
+    trajectories = run_episodes(OracleAgent(grid=0.01), env, range(2 * len(TYPES[env])), parallel=4, split=split)
+    assert [t.task_type for t in trajectories] == 2 * list(TYPES[env])
     score = dict.fromkeys(GROUNDING_TYPES, "iou") | dict.fromkeys(QA_TYPES, "answer")
     for trajectory in trajectories:
         assert trajectory.reward_parts == {score[trajectory.task_type]: 1.0, "format": 1.0}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import mimgenv
 import rl.report
 import rl.trainer
 from agents.oracle import OracleAgent
@@ -22,7 +23,6 @@ from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
 from agents.random_agent import RandomAgent
 from agents.types import History
 from mimgenv.records import read_records
-from mimgenv.tasks.rendered import TASK_TYPES
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
 from rl.tracker import read_metrics
@@ -542,7 +542,7 @@ def test_what_is_least_mastered_is_shown_most_after_a_probe(tmp_path: Path) -> N
             return super()._probe(cold_start)
 
     Watching(small(tmp_path, sft_steps=8, steps=0, sft_stop_iou=2.0, sft_probe_episodes=7)).train()
-    assert asked[-1] == dict.fromkeys(TASK_TYPES, 1.0)  # the oracle's
+    assert asked[-1] == dict.fromkeys(mimgenv.ENVIRONMENTS["MultiImageTiny-v0"]["tasks"], 1.0)  # the oracle's
 
 
 # ---------------------------------------------------------------- every option matters

@@ -11,6 +11,7 @@ from mimgenv.scenes.scene import Kind, Scene, Thing, World
 from mimgenv.tasks.draft import draw_kinds
 
 WORLD = Flat()
+RED = Kind("circle", "red")
 DIFFICULTIES = (None, 1, 2, 3, 4, 5)
 
 
@@ -30,8 +31,19 @@ def test_the_flat_world_is_a_world_of_four_shapes_in_six_colours() -> None:
 
 
 def test_the_common_colour_is_no_colour_of_a_kind_so_that_an_odd_thing_is_never_like_the_others() -> None:
-    assert not set(WORLD.common_colours) & {kind.colour for kind in WORLD.kinds}
-    assert set(WORLD.common_colours) <= set(COLOURS)
+    assert WORLD.common_kinds == (tuple(Kind(shape, "black") for shape in sorted(SHAPES)),)
+    assert not {kind.colour for kind in WORLD.kinds} & {"black"}
+
+
+def test_the_held_out_world_adds_black_things_and_darkens_the_ground() -> None:
+    held_out = Flat(held_out=True)
+    assert set(held_out.kinds) - set(WORLD.kinds) == {Kind(shape, "black") for shape in SHAPES}
+    grounds = {}
+    for world in (WORLD, held_out):
+        scenes = [world.arrange(np.random.default_rng(seed), (RED,), None) for seed in range(40)]
+        grounds[world is held_out] = [np.median(world.render(scene).pixels) for scene in scenes]
+        assert [world.render(s).pixels.tobytes() for s in scenes] == [Flat().render(s).pixels.tobytes() for s in scenes]
+    assert max(grounds[True]) < min(grounds[False])
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

@@ -1,0 +1,162 @@
+"""Where things stand on the table so that each can be seen well.
+
+Nothing in here draws: it compares the boxes of upright cylinders that hold a thing of any shape, and counts rays where
+boxes meet, so a thing may later change its kind and still be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mimgenv.geometry import area, intersection
+from mimgenv.scenes.camera import Camera, Rays
+from mimgenv.scenes.scene import Kind, Thing
+from mimgenv.scenes.shapes import MISS, SOLIDS, Cylinder, Solid
+from mimgenv.types import Box
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How things are placed.
+
+    Attributes:
+        sizes: Least and greatest diameter in world units.
+        overlap: Greatest share of a thing's box that the boxes of nearer things may cover.
+        spread: Half a side of the square of table that is used, in world units.
+    """
+
+    sizes: tuple[float, float]
+    overlap: float
+    spread: float
+
+
+LAYOUTS: Final[dict[int, Layout]] = {
+    1: Layout((1.3, 1.7), 0.0, 2.8),
+    2: Layout((1.2, 1.65), 0.15, 2.6),
+    3: Layout((1.1, 1.6), 0.30, 2.4),
+    4: Layout((1.0, 1.5), 0.45, 2.3),
+    5: Layout((0.95, 1.4), 0.55, 2.2),
+}
+"""Harder scenes have smaller things, closer together, that hide each other more."""
+
+MARGIN: Final = 5 / 224
+"""Least distance from the edge of the picture, in picture sides."""
+LEAST: Final = 26 / 224
+"""Least side of the box that holds a thing of any shape, in picture sides; the thing itself fills 2/3 of it or more."""
+SEEN: Final = 14 / 224
+"""Least side of what is seen of a thing, in picture sides."""
+VISIBLE: Final = 0.56
+"""Least visibility of a thing."""
+
+GAP: Final = 0.12
+"""Least free floor between two things, in world units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A thing and how it is seen.
+
+    Attributes:
+        thing: Where it stands.
+        box: Pixels that hold a thing of any shape there.
+        depth: Power of the camera's foot with respect to the thing's circle. Of two circles apart from each other the
+            one of less power comes first along every ray that meets both.
+    """
+
+    thing: Thing
+    box: Box
+    depth: float
+
+
+def draw_thing(rng: np.random.Generator, kind: Kind, layout: Layout, shrink: float, identity: int) -> Thing:
+    """A thing anywhere in the square around the used part of the table."""
+    x, y, size, turn = (float(part) for part in rng.random(4))
+    low, high = layout.sizes
+    position = (2 * x - 1) * layout.spread, (2 * y - 1) * layout.spread
+    return Thing(identity, kind, position, shrink * (low + (high - low) * size), turn * math.pi / 2)
+
+
+def seen_from(camera: Camera, thing: Thing) -> Placed:
+    """A thing as a camera sees it."""
+    (x, y), radius = thing.position, thing.size / 2
+    east, north = x - camera.origin[0], y - camera.origin[1]
+    return Placed(thing, camera.standing(thing.position, thing.size), east * east + north * north - radius * radius)
+
+
+def fits(camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
+    """Whether a thing can join the placed ones so that all are seen well."""
+    return apart(new.thing, placed) and inside(new.box, camera.side) and clear(camera, placed, new, overlap)
+
+
+def all_fit(camera: Camera, things: tuple[Thing, ...]) -> bool:
+    """Whether every thing is inside the picture, large enough and hidden by less than half, whatever its kind."""
+    placed = [seen_from(camera, thing) for thing in things]
+    return all(fits(camera, placed[:i], one, 1.0) for i, one in enumerate(placed))
+
+
+def inside(box: Box, side: int) -> bool:
+    """Whether a box is large enough and clear of the picture's edge."""
+    margin, least = MARGIN * side, LEAST * side
+    large = box[2] - box[0] >= least and box[3] - box[1] >= least
+    return large and min(box[0], box[1]) >= margin and max(box[2], box[3]) <= side - margin
+
+
+def apart(thing: Thing, placed: list[Placed]) -> bool:
+    """Whether a thing stands clear of the placed ones."""
+    for other in placed:
+        east, north = thing.position[0] - other.thing.position[0], thing.position[1] - other.thing.position[1]
+        gap = (thing.size + other.thing.size) / 2 + GAP
+        if east * east + north * north < gap * gap:
+            return False
+    return True
+
+
+def clear(camera: Camera, placed: list[Placed], new: Placed, overlap: float) -> bool:
+    """Whether the new thing and those behind it can be seen well; `overlap` is that of `Layout`."""
+    everything = [*placed, new]
+    behind = [new, *(one for one in placed if _covers(new, one))]
+    veiled = [(one, before) for one in behind if (before := [other for other in everything if _covers(other, one)])]
+    for one, before in veiled:
+        if sum(area(intersection(one.box, other.box)) for other in before) > overlap * area(one.box):
+            return False
+    return all(_seen_behind(camera, one, before) for one, before in veiled)
+
+
+def _covers(one: Placed, other: Placed) -> bool:
+    """Whether one thing may hide a part of another."""
+    return one.depth < other.depth and area(intersection(one.box, other.box)) > 0
+
+
+def _seen_behind(camera: Camera, one: Placed, before: list[Placed]) -> bool:
+    """Whether enough of a thing of any shape is seen behind nearer ones of any shape.
+
+    Follows the very rays the renderer will, so what holds here holds in the picture.
+    """
+    left, top, right, bottom = (int(edge) for edge in one.box)
+    xs, ys = np.arange(left, right + 1, dtype=np.float32), np.arange(top, bottom + 1, dtype=np.float32)
+    rays = camera.rays(xs[None, :] + 0.5, ys[:, None] + 0.5)
+    hidden = np.zeros(rays[0].shape, np.bool_)
+    for other in before:
+        hidden |= _meets(camera, other.thing, Cylinder(other.thing.size / 2, other.thing.size), rays)
+    for solid in SOLIDS.values():
+        whole = _meets(camera, one.thing, solid(one.thing.size, one.thing.turn), rays)
+        seen = whole & ~hidden
+        if np.count_nonzero(seen) < VISIBLE * np.count_nonzero(whole) or _least_side(seen) < SEEN * camera.side:
+            return False
+    return True
+
+
+def _meets(camera: Camera, thing: Thing, solid: Solid, rays: Rays) -> npt.NDArray[np.bool_]:
+    """Which rays meet a solid that stands where a thing does."""
+    (x, y), (east, north, up) = thing.position, camera.origin
+    return solid.hit((east - x, north - y, up), rays).distance < MISS
+
+
+def _least_side(mask: npt.NDArray[np.bool_]) -> int:
+    """The smaller side of a mask's extent, in pixels."""
+    return min((int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 if mask.any() else 0) for axis in (0, 1))
