@@ -1,7 +1,8 @@
 """Evaluation: plays an agent over a run of seeds and says how good it is, how surely, and what it did.
 
-Owns the record of a finished episode as an evaluation keeps it, and the command line; the statistics are in report.py.
-Every episode is played by `run_episodes`. Never knows how an agent decides, nor which task type it is solving.
+Owns the record of a finished episode as an evaluation keeps it, and the command line; the statistics are in report.py,
+their looks in table.py. Every episode is played by `run_episodes`. Never knows how an agent decides, nor which task
+type it is solving.
 
     python -m agents.evaluate --agent oracle --env MultiImageTiny-v0 --episodes 70
 """
@@ -9,29 +10,34 @@ Every episode is played by `run_episodes`. Never knows how an agent decides, nor
 from __future__ import annotations
 
 import argparse
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import gymnasium as gym
 
 import mimgenv
-from agents.report import Estimate, Report, Row
-from agents.rollout import run_episodes
-from agents.types import Action, Agent, Trajectory
+from agents.report import Report
+from agents.rollout import EnvFactory, run_episodes
+from agents.table import print_report
+from agents.types import Action, Agent, Trajectory, codec_of
 from mimgenv.codec import Codec
 from mimgenv.env import MultiImageEnv
 from mimgenv.errors import ConfigurationError, MimgenvError
 from mimgenv.geometry import BOX_FRAMES
-from mimgenv.parsing import ToolCall, parse_turn
-from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord
+from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, called_tools
 from mimgenv.tasks.registry import TASK_GROUPS
+from mimgenv.wrappers import BlankImages
 
 ORACLE_GRID: Final = 0.0001
 """How finely the command line's oracle writes coordinates: an upper bound must not be lowered by rounding."""
+
+HABIT_TASKS: Final = 64
+"""Tasks of each type that the command line's blind agents learn their habits from."""
+
+BLANK: Final = " (blank images)"
+"""After the agent's name in the records of episodes that were played with blank images."""
 
 
 def evaluate_agent(
@@ -43,10 +49,13 @@ def evaluate_agent(
     first_seed: int = 0,
     parallel: int = 64,
     name: str = "",
+    blind_episodes: int | None = None,
     on_finish: Callable[[EpisodeRecord], None] | None = None,
     **arguments: Any,
 ) -> Report:
-    """Plays the seeds from `first_seed` on, one episode each.
+    """Plays the seeds from `first_seed` on, one episode each, and the same tasks again with blank images.
+
+    What an agent scores less where every image is blank is what it owes to seeing them: its image sensitivity.
 
     Args:
         agent: Anything with `act(histories)`.
@@ -55,21 +64,48 @@ def evaluate_agent(
         split: Of rendered tasks; a source has none.
         first_seed: The first seed, at least 0.
         parallel: Most episodes under way at a time.
-        name: What the agent is called in the records; its class where empty.
-        on_finish: Called with each record as its episode ends.
+        name: What the agent is called in the records; its class where empty. In those of blank images the name says so.
+        blind_episodes: How many of the tasks, from the first on, are played with blank images too; None for all of
+            them, which doubles the cost; 0 for none.
+        on_finish: Called with each record as its episode ends, also with those of blank images.
         **arguments: For `gym.make`, such as `source` or `difficulty`.
 
     Raises:
-        ValueError: If `episodes` is below 1.
+        ValueError: If `episodes` is below 1, or `blind_episodes` below 0.
         MimgenvError: If the environment cannot be made of these arguments.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, it must be at least 1")
+    if blind_episodes is not None and blind_episodes < 0:
+        raise ValueError(f"blind_episodes is {blind_episodes}, it must be at least 0")
     if arguments.get("source") is None:
         arguments["split"] = split
     opened = open_env(env, arguments)
     seeds = range(first_seed, first_seed + min(episodes, len(opened.source)))
     name = name or type(agent).__name__
+    # All environments share the source: a folder of photographs is read once, not once per environment.
+    arguments["source"] = opened.source
+    codec = codec_of(agent)
+    made = ({"codec": codec} if codec else {}) | arguments
+
+    def seeing() -> gym.Env[Any, Any]:
+        return gym.make(env, disable_env_checker=True, **made)
+
+    records, trajectories = _play_all(agent, seeing, seeds, parallel, name, on_finish)
+    again = [record.task_id for record in records[:blind_episodes]]
+    blank, _ = _play_all(agent, lambda: BlankImages(seeing()), again, parallel, name + BLANK, on_finish)
+    return Report(name, records, trajectories, tuple(opened.tools), blank)
+
+
+def _play_all(
+    agent: Agent,
+    make: EnvFactory,
+    starts: Sequence[int | str],
+    parallel: int,
+    name: str,
+    on_finish: Callable[[EpisodeRecord], None] | None,
+) -> tuple[tuple[EpisodeRecord, ...], tuple[Trajectory, ...]]:
+    """The records and trajectories of episodes, in the order of their starts."""
     records: dict[int, EpisodeRecord] = {}
 
     def finish(index: int, played: gym.Env[Any, Any], trajectory: Trajectory) -> None:
@@ -77,11 +113,8 @@ def evaluate_agent(
         if on_finish is not None:
             on_finish(records[index])
 
-    # All environments share the source: a folder of photographs is read once, not once per environment.
-    arguments["source"] = opened.source
-    trajectories = run_episodes(agent, env, seeds, parallel=parallel, on_finish=finish, **arguments)
-    ordered = tuple(records[index] for index in range(len(seeds)))
-    return Report(name, ordered, tuple(trajectories), tuple(opened.tools))
+    trajectories = run_episodes(agent, make, starts, parallel=parallel, on_finish=finish)
+    return tuple(records[index] for index in range(len(starts))), tuple(trajectories)
 
 
 def open_env(env: str, arguments: Mapping[str, Any]) -> MultiImageEnv:
@@ -127,10 +160,11 @@ def record_of(trajectory: Trajectory, env: MultiImageEnv, agent: str) -> Episode
         reward_parts=trajectory.reward_parts,
         stop=trajectory.stop,
         success=trajectory.success,
-        tool_calls=tuple(_calls(turns)),
+        tool_calls=tuple(called_tools(turns)),
         truth=task.truth,
         prediction=env.prediction,
         views=tuple(ViewRecord(view.image, view.region, *view.size) for view in env.views),
+        box_frame=env.box_frame,
     )
 
 
@@ -138,15 +172,6 @@ def turn_text(codec: Codec, action: Action) -> str:
     """The text of a turn without its end token; ids that are no tokens are passed over."""
     ids = action.ids[:-1] if action.ids and action.ids[-1] in codec.end_ids else action.ids
     return codec.decode(index for index in ids if 0 <= index < codec.vocab_size)
-
-
-def _calls(turns: Iterable[EpisodeTurn]) -> Iterator[str]:
-    """Names of the tools that were called without an error, in order."""
-    for turn in turns:
-        if turn.error is None:  # so the environment has parsed it, and knows the tool
-            parsed = parse_turn(turn.action)
-            if isinstance(parsed, ToolCall):
-                yield parsed.name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -191,11 +216,12 @@ _ENV_OPTIONS: Final[dict[str, dict[str, Any]]] = {
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m agents.evaluate", description="Plays an agent and prints how well it does.")
     add = parser.add_argument
-    add("--agent", required=True, help="random, oracle, vlm:PATH or vlm:tiny (the checkpoint that ships with this)")
+    add("--agent", required=True, help="random, oracle, blind:NAME, vlm:PATH or vlm:tiny (the shipped checkpoint)")
     add("--env", default="MultiImageQA-v0", help=f"{', '.join(mimgenv.ENVIRONMENTS)}; default: %(default)s")
     for option, settings in _ENV_OPTIONS.items():
         add(f"--{option}", **settings)
     add("--episodes", type=_count, default=200, help="default: %(default)s")
+    add("--blind_episodes", type=_whole, help="so many also with blank images; 0: none; default: as many as --episodes")
     add("--first_seed", type=_whole, default=0, help="default: %(default)s")
     add("--parallel", type=_count, default=64, help="most episodes under way at a time; default: %(default)s")
     add("--seed", type=_whole, default=0, help="of the agent's own choices; default: %(default)s")
@@ -226,9 +252,13 @@ def _agent(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
         return RandomAgent(tools=tuple(env.tools.values()), box_frame=env.box_frame, seed=options.seed)
     if options.agent == "oracle":
         return _oracle(options, env)
+    if kind == "blind":
+        return _blind(options, env, path)
     if kind == "vlm" and path:
         return _vlm(options, path)
-    raise ConfigurationError(f"agent {options.agent!r} is not one of random, oracle, vlm:PATH")
+    if kind == "sb3" and path:
+        return _sb3(path, env)
+    raise ConfigurationError(f"agent {options.agent!r} is not one of random, oracle, blind:NAME, vlm:PATH")
 
 
 def _oracle(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
@@ -239,6 +269,14 @@ def _oracle(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
     if options.zoom and "zoom" not in env.tools:
         raise ConfigurationError(f"{options.env} has no zoom tool, its tools are {list(env.tools)}")
     return OracleAgent(env.box_frame, grid=options.grid, zoom=options.zoom, seed=options.seed)
+
+
+def _blind(options: argparse.Namespace, env: MultiImageEnv, name: str) -> Agent:
+    from agents.blind import LEARNING, BlindAgent
+    from agents.habits import learn_habits, training_tasks
+
+    habits = learn_habits(training_tasks(env.source, HABIT_TASKS)) if name in LEARNING else None
+    return BlindAgent(name, habits, env.box_frame, options.seed)
 
 
 def _vlm(options: argparse.Namespace, path: str) -> Agent:
@@ -254,6 +292,15 @@ def _vlm(options: argparse.Namespace, path: str) -> Agent:
         raise ConfigurationError(f"{options.agent} cannot be loaded: {error}") from error
 
 
+def _sb3(path: str, env: MultiImageEnv) -> Agent:
+    from agents.sb3_agent import SB3Agent
+
+    agent = SB3Agent.load(path)
+    if agent.settings.box_frame != env.box_frame:
+        raise ConfigurationError(f"{path} writes boxes as {agent.settings.box_frame}, not as {env.box_frame}")
+    return agent
+
+
 def _play(options: argparse.Namespace) -> Report:
     from rich.console import Console
     from rich.progress import Progress
@@ -262,63 +309,19 @@ def _play(options: argparse.Namespace) -> Report:
     env = open_env(options.env, arguments)
     agent = _agent(options, env)
     arguments |= {"source": env.source, "first_seed": options.first_seed, "parallel": options.parallel}
+    arguments |= {"name": options.agent, "blind_episodes": options.blind_episodes}
+    episodes = min(options.episodes, len(env.source))
+    blind = episodes if options.blind_episodes is None else min(episodes, options.blind_episodes)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("episodes", total=min(options.episodes, len(env.source)))
-        arguments |= {"name": options.agent, "on_finish": lambda record: progress.advance(bar)}
+        bar = progress.add_task("episodes", total=episodes + blind)
+        arguments["on_finish"] = lambda record: progress.advance(bar)
         return evaluate_agent(agent, options.env, options.episodes, **arguments)
 
 
 def _output(options: argparse.Namespace) -> Path:
     agent = options.agent if Path(options.agent).name == options.agent else f"vlm-{Path(options.agent).name}"
     return options.output or Path("runs", re.sub(r"[^\w.-]+", "-", f"evaluate-{agent}-{options.env}"))
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.mean:.3f}" + ("" if math.isnan(estimate.half_width) else f" ± {estimate.half_width:.3f}")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    form = "" if row.format is None else f"{row.format:.3f}"
-    numbers = _interval(row.score), f"{row.success:.3f}", _interval(row.reward), form, f"{row.turns:.2f}"
-    return row.name, str(row.episodes), *numbers
-
-
-def _print(report: Report, title: str, files: Sequence[Path]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    caption = "score: IoU or exact match; ±: half of the 95 % confidence interval"
-    table = Table(title=title, caption=caption, box=SIMPLE, padding=0)  # fits 80 columns
-    for column in ("task", "episodes", "score", "success", "reward", "format", "turns"):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(*_cells(row))
-    table.add_section()
-    for group in (report.grounding, report.qa, report.all):
-        if group is not None:
-            table.add_row(*_cells(group))
-    console = Console()
-    console.print(table)
-    if report.tools:
-        console.print(_tool_table(report))
-    for file in files:
-        console.print(str(file), soft_wrap=True, markup=False, highlight=False)
-
-
-def _tool_table(report: Report) -> Any:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(title="tool use", box=SIMPLE)
-    for column in ("tool", "calls per episode", "episodes with a call"):
-        table.add_column(column, justify="left" if column == "tool" else "right")
-    calls = report.all.tool_calls
-    for tool in report.tools:
-        share = statistics.fmean(tool in record.tool_calls for record in report.records)
-        table.add_row(tool, f"{calls.get(tool, 0.0):.3f}", f"{share:.1%}")
-    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -330,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = report.write(_output(options))
     except (MimgenvError, gym.error.Error, OSError, ImportError) as error:
         parser.error(str(error))
-    _print(report, f"{options.agent} on {options.env}", files)
+    print_report(report, f"{options.agent} on {options.env}", files)
 
 
 if __name__ == "__main__":

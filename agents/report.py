@@ -60,6 +60,8 @@ class Row:
         reward_parts: Mean of each unweighted part, over the episodes that have it.
         turns: Mean number.
         tool_calls: Calls per episode by tool; tools that were never called are left out.
+        sees: Image sensitivity: score minus score with blank images, paired by task, over the episodes that were
+            played both ways; None if none was.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Row:
     reward_parts: Mapping[str, float]
     turns: float
     tool_calls: Mapping[str, float]
+    sees: Estimate | None = None
 
     @property
     def format(self) -> float | None:
@@ -84,8 +87,14 @@ def score(record: EpisodeRecord) -> float:
     return overlap if overlap is not None else answer_part(outcome) or 0.0
 
 
-def summarise(name: str, records: Sequence[EpisodeRecord]) -> Row:
-    """The row of some episodes, at least one."""
+def summarise(name: str, records: Sequence[EpisodeRecord], blank: Sequence[EpisodeRecord] = ()) -> Row:
+    """The row of some episodes, at least one.
+
+    Args:
+        name: What they are called.
+        records: The episodes.
+        blank: Episodes played with blank images; those whose task is among `records` are compared with theirs.
+    """
     parts = dict.fromkeys(part for record in records for part in record.reward_parts)
     calls = Counter(tool for record in records for tool in record.tool_calls)
     return Row(
@@ -99,18 +108,26 @@ def summarise(name: str, records: Sequence[EpisodeRecord]) -> Row:
         },
         turns=statistics.fmean(len(record.turns) for record in records),
         tool_calls={tool: count / len(records) for tool, count in sorted(calls.items())},
+        sees=_sees(records, blank),
     )
+
+
+def _sees(records: Sequence[EpisodeRecord], blank: Sequence[EpisodeRecord]) -> Estimate | None:
+    unseen = {record.task_id: score(record) for record in blank}
+    differences = [score(record) - unseen[record.task_id] for record in records if record.task_id in unseen]
+    return Estimate.of(differences) if differences else None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an evaluation found. Everything but the four fields is worked out from the records.
+    """What an evaluation found. Everything but the fields is worked out from the records.
 
     Attributes:
         name: Whose.
         records: One per episode, in the order of the seeds.
         trajectories: The same episodes as token ids and images; they hold all images, which the page shares.
         tools: Names of the environment's tools.
+        blank: Records of the same tasks, or the first of them, played with blank images; may be empty.
 
     Raises:
         ValueError: If records and trajectories differ in number, or there are none.
@@ -120,6 +137,7 @@ class Report:
     records: tuple[EpisodeRecord, ...]
     trajectories: tuple[Trajectory, ...]
     tools: tuple[str, ...]
+    blank: tuple[EpisodeRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.records or len(self.records) != len(self.trajectories):
@@ -137,25 +155,32 @@ class Report:
         for record in self.records:
             groups.setdefault((not isinstance(record.truth, Grounding), record.task_type), []).append(record)
         # Sorted by the kind of answer alone: within it, types stay in the order in which the seeds served them.
-        return tuple(summarise(key[1], groups[key]) for key in sorted(groups, key=lambda key: key[0]))
+        return tuple(self._row(key[1], groups[key]) for key in sorted(groups, key=lambda key: key[0]))
 
     @property
     def grounding(self) -> Row | None:
         """All episodes scored by IoU; None if there were none."""
-        return _group("grounding", [r for r in self.records if isinstance(r.truth, Grounding)])
+        located = [record for record in self.records if isinstance(record.truth, Grounding)]
+        return self._row("grounding", located) if located else None
 
     @property
     def qa(self) -> Row | None:
         """All episodes scored by exact match; None if there were none."""
-        return _group("qa", [r for r in self.records if not isinstance(r.truth, Grounding)])
+        told = [record for record in self.records if not isinstance(record.truth, Grounding)]
+        return self._row("qa", told) if told else None
 
     @property
     def all(self) -> Row:
         """All episodes."""
-        return summarise("all", self.records)
+        return self._row("all", self.records)
+
+    def _row(self, name: str, records: Sequence[EpisodeRecord]) -> Row:
+        return summarise(name, records, self.blank)
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """Numbers for a tracker, such as `reward/total`, `reward/iou`, `episode/turns`, `tool/zoom`, `iou/referring`.
+
+        Where episodes were also played with blank images, `sees/all` and `sees/referring` are the image sensitivity.
 
         Args:
             prefix: Put before every key, such as `test/`.
@@ -169,32 +194,35 @@ class Report:
         located = {record.task_type for record in self.records if isinstance(record.truth, Grounding)}
         for row in self.rows:
             values[f"{'iou' if row.name in located else 'answer'}/{row.name}"] = row.score.mean
+        values |= {f"sees/{row.name}": row.sees.mean for row in (whole, *self.rows) if row.sees is not None}
         return {prefix + key: value for key, value in values.items()}
 
-    def write(self, folder: str | Path, page: int = PAGE_EPISODES) -> tuple[Path, Path]:
+    def write(self, folder: str | Path, page: int = PAGE_EPISODES) -> tuple[Path, ...]:
         """Writes `episodes.jsonl`, which holds all records, and `episodes.html`, which shows some of them.
+
+        The records of episodes with blank images, if there are any, go to `blank.jsonl`.
 
         Args:
             folder: Made if need be; files of these names are replaced.
             page: Most episodes on the page; task types have equal shares as far as they go.
 
         Returns:
-            The two files, in that order.
+            The files, in that order.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        records, shown = folder / "episodes.jsonl", folder / "episodes.html"
+        records, shown, blank = folder / "episodes.jsonl", folder / "episodes.html", folder / "blank.jsonl"
         write_records(records, self.records)
         chosen = evenly([record.task_type for record in self.records], page)
         write_page(shown, [self._shown(index) for index in chosen], f"{self.name}: {len(self.records)} episodes")
-        return records, shown
+        blank.unlink(missing_ok=True)  # of an evaluation before this one
+        if not self.blank:
+            return records, shown
+        write_records(blank, self.blank)
+        return records, shown, blank
 
     def _shown(self, index: int) -> ShownEpisode:
         return ShownEpisode(self.records[index], self.trajectories[index].images)
-
-
-def _group(name: str, records: Sequence[EpisodeRecord]) -> Row | None:
-    return summarise(name, records) if records else None
 
 
 def evenly(names: Sequence[str], count: int) -> list[int]:

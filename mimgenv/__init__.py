@@ -14,20 +14,11 @@ from typing import Any, Final
 import gymnasium as gym
 
 _TINY: Final = {"world": "tiny", "instructions": "none", "max_pixels": 84 * 84, "max_tokens": 64, "max_images": 6}
-_TINY_TASKS: Final = (
-    "locate",
-    "referring",
-    "static_difference",
-    "odd_one_out",
-    "group_grounding",
-    "odd_one_out_qa",
-    "counting",
-)
 
 ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
     "MultiImageQA-v0": {},
     "MultiImageGrounding-v0": {"tasks": "grounding"},
-    "MultiImageTiny-v0": {**_TINY, "tasks": _TINY_TASKS, "max_turns": 2, "tools": ()},
+    "MultiImageTiny-v0": {**_TINY, "max_turns": 2, "tools": ()},
     "MultiImageTinyZoom-v0": {
         **_TINY,
         "tasks": ("referring",),
@@ -46,6 +37,20 @@ ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
             "OddOneOutGrounding": "odd_one_out",
             "OddOneOut": "odd_one_out_qa",
             "Counting": "counting",
+            "CommonObject": "common_object",
+            "RegionLocating": "region_locating",
+            "Reasoning": "reasoning",
+            "Jigsaw": "jigsaw",
+            "Similarity": "similarity",
+            "Comparison": "comparison",
+            "TemporalOrder": "temporal_order",
+            "RobustDifference": "robust_difference",
+            "RobustDifferenceQA": "robust_difference_qa",
+            "ObjectTracking": "object_tracking",
+            "MultiView": "multi_view",
+            "Correspondence": "correspondence",
+            "VisualCorrespondence": "visual_correspondence",
+            "Forensic": "forensic",
         }.items()
     },
 }

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from mimgenv.codec import Codec, default_codec
-from mimgenv.errors import ConfigurationError, TaskError, TurnError
-from mimgenv.geometry import BOX_FRAMES, View, area, smart_resize
+from mimgenv.curriculum import Difficulty, Learner
+from mimgenv.errors import TURN_ERRORS, ConfigurationError, TaskError, TurnError
+from mimgenv.geometry import BOX_FRAMES, MAX_PIXELS, View, area, smart_resize
 from mimgenv.parsing import ToolCall, parse_grounding, parse_text_answer, parse_turn
+from mimgenv.preview import EpisodeLog, OpenEpisode, ShownEpisode, transcript
 from mimgenv.prompts import INSTRUCTIONS, first_text, image_line
 from mimgenv.rewards import REWARDS, Outcome, Reward, reward_parts, succeeded, total_reward
 from mimgenv.spaces import ImageSpace, TokenTurn, UnicodeText
@@ -73,29 +75,31 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
     Arguments:
         source: None for rendered tasks, or such as `odinw:/path/to/folder`.
         tasks: Task types to serve, or a group of them: `grounding` or `qa`; None for all.
-        difficulty: 1 to 5; None for the ordinary range. Rendered tasks only.
-        split: `train`, `val` or `test`: disjoint ranges of seeds. Rendered tasks only.
+        difficulty: 1 to 5; None for the ordinary range; or a schedule, such as a `mimgenv.Curriculum`, which is told
+            of each success. Rendered tasks only.
+        split: `train`, `val`, `test` or `test_ood`: disjoint ranges of seeds. Rendered tasks only.
         codec: Between ids and text; None for the small tokenizer that ships with the package.
         box_frame: How boxes are written; a key of `mimgenv.geometry.BOX_FRAMES`.
         tools: Names in `mimgenv.tools.TOOLS`, or instances of `Tool`.
         reward: A preset in `mimgenv.rewards.REWARDS`, or a mapping of your own.
         instructions: `full`, `brief` or `none`.
         max_turns, max_tokens, max_images: Budgets of an episode: turns, tokens over all turns, images in all.
-        world: Of rendered tasks: `tabletop` or `tiny`.
-        max_pixels: An image with more pixels is shown smaller, sides in multiples of 28; the original stays behind
-            it for the zoom tool.
+        world: Of rendered tasks: `tabletop`, `sprites` or `tiny`; None for the first two in turn.
+        max_pixels: An image with more pixels is shown smaller, sides in multiples of 28, also one that a tool
+            returns; the original stays behind it for the zoom tool.
+        render_mode: `rgb_array`, `ansi` or `html`; see `render`.
 
     Versions:
         v0: first.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
+    metadata = {"render_modes": ["rgb_array", "ansi", "html"], "render_fps": 1}
 
     def __init__(
         self,
         source: str | TaskSource | None = None,
         tasks: str | Sequence[str] | None = None,
-        difficulty: int | None = None,
+        difficulty: Difficulty = None,
         split: str = "train",
         codec: Codec | None = None,
         box_frame: str = "pixel",
@@ -105,14 +109,15 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         max_turns: int = 6,
         max_tokens: int = 4096,
         max_images: int = 12,
-        world: str = "tabletop",
-        max_pixels: int = 1280 * 28 * 28,
+        world: str | None = None,
+        max_pixels: int = MAX_PIXELS,
         render_mode: str | None = None,
     ) -> None:
         for what, value, table in (
             ("box_frame", box_frame, BOX_FRAMES),
             ("instructions", instructions, INSTRUCTIONS),
             ("reward", reward if isinstance(reward, str) else "grounding", REWARDS),
+            ("render_mode", render_mode, (None, *self.metadata["render_modes"])),
         ):
             if value not in table:
                 raise ConfigurationError(f"{what} {value!r} is not one of {list(table)}")
@@ -129,10 +134,12 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(shown))
         self.action_space = TokenTurn(self.codec.vocab_size, max_tokens)
         self._task: Task | None = None
+        self._from_source = True
         self._views: list[View] = []
         self._answer: Answer | None = None
         self._stop: str | None = None
         self._parts: tuple[str, ...] = ()
+        self._log: EpisodeLog | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -148,6 +155,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         """
         super().reset(seed=seed)
         self._task = None  # no step, should the task not come about
+        self._from_source = not (options and "task_id" in options)
         if options and "task_id" in options:
             task = load_task(options["task_id"])
         else:
@@ -160,6 +168,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self._valid, self._answer, self._stop = True, None, None
         self._parts = tuple(reward_parts(self.reward, Outcome(task.truth, None, True, 0)))
         text = first_text(task, self.instructions, self.tools, self.box_frame)
+        self._log = EpisodeLog(task, self._views, text) if self.render_mode in ("ansi", "html") else None
         return {"images": tuple(view.pixels.copy() for view in self._views), "text": text}, self._info(None)
 
     def step(self, action: Actions) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -177,15 +186,44 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         observation = self._reply(new_view if not done else None, error)
         info = self._info(error)
         reward = total_reward(self.reward, info["reward_parts"]) if done else 0.0
+        if self._log is not None:
+            self._log.add(self._read_leniently(action), info["error"], observation)
+        if done and self._from_source and isinstance(self.source, Learner):
+            self.source.record(info["task_type"], info["success"])
         return observation, reward, self._stop == "answered", done and self._stop != "answered", info
 
-    def render(self) -> Image | None:
-        """All images of the episode so far, side by side, (H, W, 3) uint8; None without a render mode."""
+    def render(self) -> Image | str | None:
+        """The episode so far; None without a render mode, and before the first reset.
+
+        Returns:
+            `rgb_array`: all images side by side, (H, W, 3) uint8. `ansi`: what was said, error codes and at the end
+            the reward parts, as text. `html`: the viewer's page; the truth is in it once the episode has ended.
+        """
         if self.render_mode is None or self._task is None:
             return None
-        height = max(view.size[1] for view in self._views)
-        padded = [np.pad(v.pixels, ((0, height - v.size[1]), (0, 4), (0, 0)), constant_values=255) for v in self._views]
-        return np.concatenate(padded, axis=1)
+        if self.render_mode == "rgb_array":
+            height = max(view.size[1] for view in self._views)
+            sides = [((0, height - view.size[1]), (0, 4), (0, 0)) for view in self._views]
+            padded = [np.pad(v.pixels, side, constant_values=255) for v, side in zip(self._views, sides, strict=True)]
+            return np.concatenate(padded, axis=1)
+        if self.render_mode == "ansi":
+            return transcript(self.shown())
+        from mimgenv.viewer import episodes_page  # a command of its own: only where asked for
+
+        return episodes_page([self.shown()], "Episode")
+
+    def shown(self) -> ShownEpisode | OpenEpisode:
+        """The episode so far as the viewer takes it, with its truth. Not for agents.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If there is no episode, or none is kept: it is in modes `ansi` and `html`.
+        """
+        if self._log is None or self._task is None:
+            raise gym.error.ResetNeeded(f"no episode is kept: render_mode is {self.render_mode!r}; or call reset()")
+        if self._stop is None:
+            return self._log.waiting()
+        info = self._info(None)
+        return self._log.finished(info, total_reward(self.reward, info["reward_parts"]), self._answer, self.box_frame)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -199,11 +237,15 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
 
     def _show(self, original: Image, number: int) -> View:
         height, width = original.shape[:2]
-        region = (0.0, 0.0, float(width), float(height))
+        return self._fit(View(original, number, (0.0, 0.0, float(width), float(height))))
+
+    def _fit(self, view: View) -> View:
+        """The view, smaller where it has more pixels than may be shown."""
+        width, height = view.size
         if height * width <= self.max_pixels:
-            return View(original, number, region)
+            return view
         rows, columns = smart_resize(height, width, min_pixels=28 * 28, max_pixels=self.max_pixels)
-        return View(resize(original, columns, rows), number, region)
+        return View(resize(view.pixels, columns, rows), view.image, view.region)
 
     def _play(self, task: Task, action: Actions) -> tuple[View | None, TurnError | None]:
         """Carries out a turn: a new view, or an answer kept in `_answer`, or an error."""
@@ -223,27 +265,38 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         self._tokens += min(length, left)
         if length > left:
             raise TurnError("too_long", f"{left} tokens were left.")
-        if not isinstance(action, str):
-            return self.codec.decode_turn([int(index) for index in action])
-        if any(token in action for token in self.codec.special_tokens):
+        text = action if isinstance(action, str) else self.codec.decode_turn([int(index) for index in action])
+        if any(token in text for token in self.codec.special_tokens):  # spelled out, it is as forged as by its id
             raise TurnError("bad_token")
-        return action
+        return text
+
+    def _read_leniently(self, action: Actions) -> str:
+        """An action as text for people: ids that are no tokens, and the one that ends the turn, are passed over."""
+        if isinstance(action, str):
+            return action
+        ids = [int(index) for index in action if 0 <= index < self.codec.vocab_size]
+        return self.codec.decode(ids[:-1] if ids and ids[-1] in self.codec.end_ids else ids)
 
     def _call(self, task: Task, call: ToolCall) -> View | None:
-        context = ToolContext(self._views, task.images, self.box_frame)
-        if len(self._views) >= self.max_images:  # checked as far as can be without making the image
-            self._stop = self._why_stopped(None) or "image_limit"
+        view = self._tool_view(task, call)
+        full = len(self._views) >= self.max_images
+        if view is None or full:  # made even where the budget is used up: a bad call is an error, not one too many
+            self._stop = self._why_stopped(None) or ("image_limit" if full else "env_error")
             return None
+        return view
+
+    def _tool_view(self, task: Task, call: ToolCall) -> View | None:
+        """What a tool returns; None if it fails: a tool is users' code, its crash ends this episode, not the run."""
+        context = ToolContext(tuple(self._views), task.images, self.box_frame, self.max_pixels)
         try:
             view = call_tool(self.tools, context, call.name, dict(call.arguments))
             if not isinstance(view, View) or not IMAGES.contains(view.pixels):
                 raise TypeError(f"tool {call.name} returned no view of an image in {IMAGES}")
-            return view
-        except TurnError:
-            raise
-        except Exception:  # a tool is users' code: its crash ends this episode, not the run
+            return self._fit(view)
+        except Exception as error:
+            if isinstance(error, TurnError) and error.code in TURN_ERRORS:
+                raise
             logger.exception("tool %s failed", call.name)
-            self._stop = self._why_stopped(None) or "env_error"
             return None
 
     def _read_answer(self, task: Task, text: str) -> Answer:

@@ -19,6 +19,9 @@ BOX_FRAMES: Final[dict[str, str]] = {
     "qwen2_5_resized": "pixels of the image after Qwen2.5-VL's resizing to multiples of 28",
 }
 
+MAX_PIXELS: Final = 1280 * 28 * 28
+"""The most pixels of a shown image, unless the environment is told another number."""
+
 
 def area(box: Box) -> float:
     """Area in square pixels; 0 for an inverted or empty box."""
@@ -41,7 +44,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 12_845_056
+    height: float, width: float, *, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 12_845_056
 ) -> tuple[int, int]:
     """The size (height, width) that Qwen2-VL's image processor gives an image: multiples of `factor`, aspect kept.
 

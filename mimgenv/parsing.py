@@ -21,7 +21,9 @@ MAX_LABEL: Final = 200
 MAX_JSON: Final = 4000
 """Characters. No legal answer or call comes near; longer JSON is refused before it is read."""
 
-TAGS: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<answer>", "</answer>", "<tool_response>")
+_NAMES: Final = ("think", "tool_call", "answer", "tool_response")
+TAGS: Final = tuple(tag for name in _NAMES for tag in (f"<{name}>", f"</{name}>"))
+"""None of these may stand inside a thought, a call or an answer; the last two belong to the conversation format."""
 
 
 @dataclass(frozen=True, slots=True)

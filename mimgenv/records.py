@@ -1,8 +1,9 @@
 """The JSON form of a played episode: one line of JSON per episode, with a version.
 
 Owns the names and types on disk, so that an evaluation can be scored again or looked at long after it ran. Holds
-texts, numbers and boxes, no pixels: `mimgenv.load_task(task_id)` makes the images again, and `ViewRecord` says which
-part of them was shown. Knows nothing of agents or of how a reward is computed.
+texts, numbers and boxes, no pixels: `mimgenv.load_task(task_id)` makes the task's images again, `ViewRecord` says
+which part of them was shown, and the turns say what a tool drew. Knows nothing of agents or of how a reward is
+computed.
 
 The file is pure ASCII, so that whatever an agent wrote survives: control characters, markup and lone surrogates are
 JSON escapes. (A high surrogate followed by a low one comes back as the one character that the two stand for.) Keys
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from mimgenv.errors import DatasetError
+from mimgenv.geometry import BOX_FRAMES
+from mimgenv.parsing import ToolCall, parse_turn
 from mimgenv.types import Answer, Box, Grounding, TextAnswer
 
 VERSION: Final = 1
@@ -36,12 +39,19 @@ class EpisodeTurn:
         action: The agent's turn as text, exactly as decoded.
         error: The code of what was wrong with the turn, a key of `mimgenv.errors.TURN_ERRORS`, or None.
         images: How many new images came with the message.
+
+    Raises:
+        ValueError: If that number is negative.
     """
 
     message: str
     action: str
     error: str | None
     images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"{self.images} images; there cannot be fewer than none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +99,12 @@ class EpisodeRecord:
         truth: The right answer, boxes in pixels of the original.
         prediction: The agent's answer, boxes in pixels of the original; None where it gave none that parsed.
         views: One per image shown, in order: Image-1 first.
+        box_frame: How the boxes in the turns are written; None where the record does not say.
         version: Version of this form.
 
     Raises:
-        ValueError: If turns and views disagree on the number of images, or a number is not finite.
+        ValueError: If turns and views disagree on the number of images, a number is not finite, or there is no such
+            box frame.
     """
 
     task_id: str
@@ -108,6 +120,7 @@ class EpisodeRecord:
     truth: Answer
     prediction: Answer | None
     views: tuple[ViewRecord, ...]
+    box_frame: str | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -118,6 +131,8 @@ class EpisodeRecord:
         for answer in (self.truth, self.prediction):
             if isinstance(answer, Grounding):
                 _check_finite("box", *answer.box)
+        if self.box_frame is not None and self.box_frame not in BOX_FRAMES:
+            raise ValueError(f"box_frame {self.box_frame!r} is not one of {list(BOX_FRAMES)}")
 
 
 def write_records(path: str | Path, records: Iterable[EpisodeRecord], *, append: bool = False) -> None:
@@ -142,6 +157,15 @@ def read_records(path: str | Path) -> list[EpisodeRecord]:
     """
     lines = Path(path).read_bytes().split(b"\n")
     return [_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def called_tools(turns: Iterable[EpisodeTurn]) -> Iterator[str]:
+    """Names of the tools that were called without an error, in order."""
+    for turn in turns:
+        if turn.error is None:  # so the environment has parsed it, and knows the tool
+            parsed = parse_turn(turn.action)
+            if isinstance(parsed, ToolCall):
+                yield parsed.name
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -183,6 +207,7 @@ def _record_json(record: EpisodeRecord) -> dict[str, Any]:
         "truth": answer_json(record.truth),
         "prediction": None if record.prediction is None else answer_json(record.prediction),
         "views": [_view_json(view) for view in record.views],
+        "box_frame": record.box_frame,
     }
 
 
@@ -268,6 +293,7 @@ def _record(fields: _Fields) -> EpisodeRecord:
         truth=_answer(fields("truth", dict)),
         prediction=None if prediction is None else _answer(prediction),
         views=fields.tuple("views", _view),
+        box_frame=fields.optional("box_frame", str) if "box_frame" in fields else None,
         version=version,
     )
 

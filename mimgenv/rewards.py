@@ -112,4 +112,4 @@ def reward_parts(reward: Reward, outcome: Outcome) -> dict[str, float]:
 
 def total_reward(reward: Reward, parts: Mapping[str, float]) -> float:
     """The weighted sum of the parts."""
-    return sum(reward[name][1] * value for name, value in parts.items())
+    return sum((reward[name][1] * value for name, value in parts.items()), 0.0)

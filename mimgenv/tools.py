@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from mimgenv.errors import TurnError
-from mimgenv.geometry import View, area
+from mimgenv.geometry import MAX_PIXELS, View, area, smart_resize
 from mimgenv.parsing import read_box, read_image, read_label
 from mimgenv.types import Box, Image
 
@@ -48,11 +48,13 @@ class ToolContext:
         views: Image-1 first.
         originals: The task's images at full resolution.
         box_frame: How the agent writes boxes.
+        max_pixels: An image with more is shown smaller.
     """
 
     views: Sequence[View]
     originals: Sequence[Image]
     box_frame: str
+    max_pixels: int = MAX_PIXELS
 
     def view(self, number: object) -> View:
         """The image an agent named.
@@ -124,15 +126,18 @@ class Zoom:
     description = "Enlarges a region of an image, at full resolution. Use it when what you look for is small."
 
     def __call__(self, context: ToolContext, arguments: dict[str, Any]) -> View:
-        """The region; its longer side is as long as the shown image's longer side, sides in multiples of 28."""
+        """The region, sides in multiples of 28.
+
+        Its longer side is as long as the shown image's longer side, as far as `max_pixels` allows.
+        """
         view = context.view(arguments["image"])
         box = context.box(view, arguments["bbox_2d"])
         original = context.originals[view.image - 1]
         x1, y1, x2, y2 = whole_pixels(view.to_original(box, context.box_frame), original)
-        longest = max(view.size)
-        scale = longest / max(x2 - x1, y2 - y1)
-        width, height = (max(1, round(side * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in (x2 - x1, y2 - y1))
-        pixels = resize(original[y1:y2, x1:x2], width, height)
+        scale = max(view.size) / max(x2 - x1, y2 - y1)
+        height, width = (max(SIDE_MULTIPLE, side * scale) for side in (y2 - y1, x2 - x1))
+        rows, columns = smart_resize(height, width, min_pixels=SIDE_MULTIPLE**2, max_pixels=context.max_pixels)
+        pixels = resize(original[y1:y2, x1:x2], columns, rows)
         return View(pixels, view.image, (float(x1), float(y1), float(x2), float(y2)))
 
 

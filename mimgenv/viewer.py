@@ -1,13 +1,14 @@
-"""One self-contained HTML page of played episodes.
+"""One self-contained HTML page of episodes, played or waiting to be played.
 
-Owns what a person sees of an episode: the images with true and predicted boxes, the turns, the reward parts. Takes
-`records.EpisodeRecord` and pixels; knows nothing of agents, tools or how a reward is computed. Everything is worked
-out here, boxes included; `assets/viewer.html` only lays it out.
+Owns what a person sees of an episode in a browser: the images with true and predicted boxes and the annotated objects,
+the turns, the reward parts. What is shown comes from `preview`; nothing is known here of agents or of how a reward is
+computed. Everything is worked out here, boxes included; `assets/viewer.html` only lays it out.
 
 What an agent wrote is data: it enters the page as JSON in which no tag can be formed, and its script inserts it as
 text. The page loads nothing from anywhere and carries a content security policy that allows its own script alone.
 
     python -m mimgenv.viewer before.jsonl after.jsonl -o page.html
+    python -m mimgenv.viewer --env MultiImageTiny-v0 --seeds 0:40 --tasks locate,counting -o page.html
 """
 
 from __future__ import annotations
@@ -18,23 +19,25 @@ import hashlib
 import html
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
+import gymnasium as gym
 from PIL import Image as PillowImage
 
-from mimgenv.errors import DatasetError, MimgenvError
+from mimgenv.errors import ConfigurationError, MimgenvError, TurnError
 from mimgenv.geometry import View, area, intersection, iou
-from mimgenv.records import EpisodeRecord, ViewRecord, answer_json, read_records
-from mimgenv.tools import resize
-from mimgenv.types import Answer, Box, Grounding, Image
+from mimgenv.parsing import ToolCall, parse_turn
+from mimgenv.preview import OpenEpisode, ShownEpisode, load_episodes, preview, seed_range, view_image
+from mimgenv.records import EpisodeTurn, answer_json
+from mimgenv.tasks.registry import TASK_GROUPS
+from mimgenv.types import Answer, Box, Grounding, Image, ObjectAnnotation, Task
+
+__all__ = ["OpenEpisode", "ShownEpisode", "episodes_page", "load_episodes", "view_image", "write_page"]
 
 SMALL: Final = 128
 """Images whose longer side is below this are stored as PNG and enlarged without smoothing."""
@@ -43,33 +46,7 @@ _TAG: Final = re.compile(r"(</?(?:think|tool_call|answer)>)")
 _SLOT: Final = re.compile(r"@@([A-Z]+)@@")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ShownEpisode:
-    """An episode and its images.
-
-    Attributes:
-        record: What was said and done.
-        images: One (H, W, 3) uint8 array per view, as shown: Image-1 first.
-        section: The group it is shown in, such as `before` and `after`; empty for none.
-
-    Raises:
-        ValueError: If the numbers or the sizes of views and images differ.
-    """
-
-    record: EpisodeRecord
-    images: tuple[Image, ...]
-    section: str = ""
-
-    def __post_init__(self) -> None:
-        views = self.record.views
-        if len(views) != len(self.images):
-            raise ValueError(f"{len(views)} views, {len(self.images)} images")
-        for number, (view, pixels) in enumerate(zip(views, self.images, strict=True), start=1):
-            if pixels.shape != (view.height, view.width, 3):
-                raise ValueError(f"Image-{number} is {pixels.shape}, its view {(view.height, view.width, 3)}")
-
-
-def episodes_page(episodes: Sequence[ShownEpisode], title: str) -> str:
+def episodes_page(episodes: Sequence[ShownEpisode | OpenEpisode], title: str) -> str:
     """The page, as HTML that stands alone.
 
     Args:
@@ -87,48 +64,11 @@ def episodes_page(episodes: Sequence[ShownEpisode], title: str) -> str:
     return _SLOT.sub(lambda slot: slots[slot[1]], template)
 
 
-def write_page(path: str | Path, episodes: Sequence[ShownEpisode], title: str) -> None:
+def write_page(path: str | Path, episodes: Sequence[ShownEpisode | OpenEpisode], title: str) -> None:
     """Writes `episodes_page` to a file."""
     page = episodes_page(episodes, title)
     # The policy names the script by its hash: line endings must stay as they are.
     Path(path).write_text(page, encoding="utf-8", newline="\n")
-
-
-def load_episodes(path: str | Path, section: str = "") -> list[ShownEpisode]:
-    """Reads records and makes the images they were played on again.
-
-    What a tool drew on an image, such as the box of `visual_confirmation`, is not made again.
-
-    Raises:
-        DatasetError: If a line is no record, or shows a part that its task does not have.
-        TaskError: If a task cannot be made.
-    """
-    from mimgenv import load_task
-
-    load = lru_cache(maxsize=16)(load_task)  # A group of attempts at one task lies together in the file.
-    return [
-        ShownEpisode(record, tuple(view_image(load(record.task_id).images, view) for view in record.views), section)
-        for record in read_records(path)
-    ]
-
-
-def view_image(originals: Sequence[Image], view: ViewRecord) -> Image:
-    """The part of an original that a view shows, (height, width, 3) uint8; same bytes as the environment's.
-
-    Args:
-        originals: The task's images, each (H, W, 3) uint8 at full resolution.
-        view: Which part, and how large.
-
-    Raises:
-        DatasetError: If there is no such image, or the part lies outside it.
-    """
-    if view.image > len(originals):
-        raise DatasetError(f"a view shows image {view.image} of {len(originals)}")
-    original = originals[view.image - 1]
-    x1, y1, x2, y2 = *map(math.floor, view.region[:2]), *map(math.ceil, view.region[2:])
-    if x1 < 0 or y1 < 0 or x2 > original.shape[1] or y2 > original.shape[0]:
-        raise DatasetError(f"a view shows {view.region} of an image of {original.shape[1]}x{original.shape[0]}")
-    return resize(original[y1:y2, x1:x2], view.width, view.height)
 
 
 def view_box(answer: Answer | None, view: View) -> Box | None:
@@ -164,9 +104,9 @@ def _embeddable(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _page_json(episodes: Sequence[ShownEpisode], title: str) -> dict[str, Any]:
+def _page_json(episodes: Sequence[ShownEpisode | OpenEpisode], title: str) -> dict[str, Any]:
     sources = _Sources()
-    rows = [_episode_json(episode, sources) for episode in episodes]
+    rows = [_played(e, sources) if isinstance(e, ShownEpisode) else _waiting(e, sources) for e in episodes]
     return {"title": title, "small": SMALL, "images": sources.uris, "episodes": rows}
 
 
@@ -197,8 +137,9 @@ def _data_uri(pixels: Image) -> str:
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _episode_json(episode: ShownEpisode, sources: _Sources) -> dict[str, Any]:
+def _played(episode: ShownEpisode, sources: _Sources) -> dict[str, Any]:
     record = episode.record
+    views = [View(pixels, v.image, v.region) for pixels, v in zip(episode.images, record.views, strict=True)]
     return {
         "section": episode.section,
         "taskId": record.task_id,
@@ -209,16 +150,56 @@ def _episode_json(episode: ShownEpisode, sources: _Sources) -> dict[str, Any]:
         "parts": [[name, float(value)] for name, value in record.reward_parts.items()],
         "stop": record.stop,
         "success": bool(record.success),
-        "tools": list(record.tool_calls),
         "truth": answer_json(record.truth),
         "prediction": None if record.prediction is None else answer_json(record.prediction),
         "iou": _overlap(record.truth, record.prediction),
-        "views": list(_views_json(episode, sources)),
-        "turns": [
-            {"message": turn.message, "error": turn.error, "images": turn.images, "parts": turn_parts(turn.action)}
-            for turn in record.turns
-        ],
+        "rationale": episode.task.rationale if episode.task else "",
+        "views": list(_views_json(views, record.truth, record.prediction, episode.task, sources)),
+        "turns": [_turn_json(turn) for turn in record.turns],
+        "message": None,
     }
+
+
+_UNPLAYED: Final[dict[str, Any]] = {
+    "agent": "",
+    "reward": None,
+    "parts": [],
+    "stop": None,
+    "success": False,
+    "prediction": None,
+    "iou": None,
+}
+
+
+def _waiting(episode: OpenEpisode, sources: _Sources) -> dict[str, Any]:
+    task = episode.task
+    known = task if episode.revealed else None
+    truth = known.truth if known else None
+    return _UNPLAYED | {
+        "section": episode.section,
+        "taskId": task.task_id,
+        "taskType": task.task_type,
+        "question": task.question,
+        "truth": answer_json(truth) if truth else None,
+        "rationale": known.rationale if known else "",
+        "views": list(_views_json(episode.views, truth, None, known, sources)),
+        "turns": [_turn_json(turn) for turn in episode.turns],
+        "message": episode.message,
+    }
+
+
+def _turn_json(turn: EpisodeTurn) -> dict[str, Any]:
+    parts = turn_parts(turn.action)
+    return {"message": turn.message, "error": turn.error, "images": turn.images, "parts": parts, "act": _act(turn)}
+
+
+def _act(turn: EpisodeTurn) -> str:
+    """What a turn did: the name of a tool, `answer`, or the code of its error."""
+    try:
+        parsed = parse_turn(turn.action)
+    except TurnError as error:
+        return turn.error or error.code
+    return turn.error or (parsed.name if isinstance(parsed, ToolCall) else "answer")
 
 
 def _overlap(truth: Answer, prediction: Answer | None) -> float | None:
@@ -227,8 +208,9 @@ def _overlap(truth: Answer, prediction: Answer | None) -> float | None:
     return iou(truth.box, prediction.box) if truth.image == prediction.image else 0.0
 
 
-def _views_json(episode: ShownEpisode, sources: _Sources) -> Iterator[dict[str, Any]]:
-    views = [View(pixels, v.image, v.region) for pixels, v in zip(episode.images, episode.record.views, strict=True)]
+def _views_json(
+    views: Sequence[View], truth: Answer | None, prediction: Answer | None, task: Task | None, sources: _Sources
+) -> Iterator[dict[str, Any]]:
     first: dict[int, int] = {}
     for number, view in enumerate(views):
         parent = first.setdefault(view.image, number)
@@ -236,8 +218,9 @@ def _views_json(episode: ShownEpisode, sources: _Sources) -> Iterator[dict[str, 
             "source": sources.number(view.pixels),
             "width": view.size[0],
             "height": view.size[1],
-            "truth": view_box(episode.record.truth, view),
-            "prediction": view_box(episode.record.prediction, view),
+            "truth": view_box(truth, view),
+            "prediction": view_box(prediction, view),
+            "objects": list(_objects_json(task.objects[view.image - 1], view)) if task else [],
             "scale": view.size[0] / (view.region[2] - view.region[0]),
             # An image that came later shows an earlier one again, or a part of it: `cut` is that part's place there.
             "parent": None if parent == number else parent,
@@ -245,32 +228,89 @@ def _views_json(episode: ShownEpisode, sources: _Sources) -> Iterator[dict[str, 
         }
 
 
+def _objects_json(objects: Sequence[ObjectAnnotation], view: View) -> Iterator[dict[str, Any]]:
+    for thing in objects:
+        box = view_box(Grounding(view.image, thing.label, thing.box), view)
+        if box is not None:
+            yield {"label": thing.label, "identity": thing.identity, "box": box}
+
+
 def _sections(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: nothing for a single one, else its stem, or its path where stems repeat."""
-    if len(paths) == 1:
-        return [""]
+    """A name for each file: its stem, or its path where stems repeat."""
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _tasks(text: str) -> str | tuple[str, ...]:
+    return text if text in TASK_GROUPS else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+_ENV_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "source": {"help": "a copy of a data set, such as odinw:/path; default: rendered tasks"},
+    "tasks": {"type": _tasks, "help": "task types, or grounding, or qa; default: those of the id", "metavar": "A,B"},
+    "difficulty": {"type": int, "help": "1 to 5; rendered tasks only"},
+    "split": {"help": "rendered tasks only; default: train"},
+    "world": {"help": "rendered tasks only; default: that of the id"},
+}
+"""Passed to `gym.make` where they are given."""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mimgenv.viewer", description="Makes one HTML page of episodes.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl", help="records; each file is a section")
-    parser.add_argument("-o", "--output", type=Path, help="the page; default: the first file, with .html")
-    parser.add_argument("--title", help="default: the name of the first file")
+    parser = _Parser(prog="python -m mimgenv.viewer", description="Makes one HTML page of episodes and tasks.")
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE.jsonl", help="records; each file is a section")
+    add("--env", help="an environment id whose tasks are shown with their truth, as one more section")
+    add("--seeds", help="such as 0:40; default: 0:20")
+    for option, settings in _ENV_OPTIONS.items():
+        add(f"--{option}", **settings)
+    add("-o", "--output", type=Path, help="the page; default: the first file, or the id, with .html")
+    add("--title", help="default: the name of the first file, or the id")
     return parser
 
 
+def _previewed(options: argparse.Namespace) -> list[OpenEpisode]:
+    given = {name: getattr(options, name) for name in _ENV_OPTIONS if getattr(options, name) is not None}
+    if options.env is None:
+        alone = [f"--{name}" for name in (*given, *(["seeds"] if options.seeds else []))]
+        if alone or not options.files:
+            raise ConfigurationError(f"{', '.join(alone) or 'a page without records'} needs --env")
+        return []
+    unfit = [f"--{name}" for name in ("difficulty", "split", "world") if "source" in given and name in given]
+    if unfit:
+        raise ConfigurationError(f"{', '.join(unfit)} is for rendered tasks, {options.source} has none")
+    return preview(options.env, seed_range(options.seeds or "0:20"), options.env, **given)
+
+
+def _episodes(options: argparse.Namespace) -> list[ShownEpisode | OpenEpisode]:
+    previewed = _previewed(options)
+    names = _sections(options.files) if len(options.files) > 1 or options.env else [""]
+    played = [e for path, name in zip(options.files, names, strict=True) for e in load_episodes(path, name)]
+    return [*played, *previewed]
+
+
+def _output(options: argparse.Namespace) -> Path:
+    if options.files:
+        first: Path = options.files[0]
+        return first.with_suffix(".html")
+    return Path(re.sub(r"[^\w.-]+", "-", options.env) + ".html")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: records in, page out."""
+    """The command line: records and seeds in, page out."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    output = options.output or options.files[0].with_suffix(".html")
     try:
-        pairs = zip(options.files, _sections(options.files), strict=True)
-        episodes = [episode for path, section in pairs for episode in load_episodes(path, section)]
-        write_page(output, episodes, options.title or options.files[0].stem)
-    except (MimgenvError, OSError) as error:
+        episodes = _episodes(options)
+        output = options.output or _output(options)
+        write_page(output, episodes, options.title or (options.files[0].stem if options.files else options.env))
+    except (MimgenvError, gym.error.Error, OSError) as error:
         parser.error(str(error))
     sys.stdout.write(f"{output}: {len(episodes)} episode{'s' if len(episodes) != 1 else ''}\n")
 

@@ -65,6 +65,7 @@ class TrainConfig:
 
         steps: GRPO updates.
         prompts_per_step, group_size: Tasks per update, and attempts at each.
+        workers: Processes that make the scenes of coming updates; 0: they are made where they are needed.
         temperature: Of sampling; log-probs are those of the tempered distribution.
         max_turn_tokens: Longest turn.
         learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
@@ -111,6 +112,7 @@ class TrainConfig:
 
     steps: int = 350
     prompts_per_step: int = 28
+    workers: int = 0
     group_size: int = 8
     temperature: float = 1.0
     max_turn_tokens: int = 24

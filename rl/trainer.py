@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from agents.sampling import SamplingParameters
 from agents.tiny_model import tiny_qwen_vl
 from agents.vlm import VLMAgent
 from mimgenv.records import write_records
+from mimgenv.tasks.prefetch import PrefetchedTasks
 from rl.batch import pack
 from rl.checkpoint import Progress, checkpoints, load_checkpoint, restore_optimizer, save_checkpoint
 from rl.collect import collect
@@ -157,20 +159,31 @@ class GRPOTrainer:
         reference = None
         if config.beta > 0:
             reference = load_qwen_vl(str(self.folder / COLD_START), config.device, config.dtype)
+        with self._training_envs() as envs:
+            while self.progress.step < config.steps:
+                step = self.progress.step
+                rate = config.learning_rate * _ramp(step, config.warmup, config.steps, 1.0, config.final_learning_rate)
+                _set_rate(optimizer, rate)
+                metrics = self._grpo_step(step, envs, optimizer, reference) | {"learning_rate": rate}
+                self.progress = Progress("grpo", step + 1)
+                if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+                    metrics |= self.evaluate(config.sft_probe_episodes, 0.0).metrics("held_out/")
+                self.tracker.log("grpo", step + 1, metrics)
+                self._on_step("grpo", step + 1, config.steps, metrics)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
+
+    @contextmanager
+    def _training_envs(self) -> Iterator[list[Any]]:
+        """One environment per rollout of an update; they share a source, which may make its tasks ahead."""
+        config = self.config
         arguments = {"codec": self.qwen.codec, **config.env_arguments()}
-        envs = make_envs(config.env, config.prompts_per_step * config.group_size, **arguments)
-        while self.progress.step < config.steps:
-            step = self.progress.step
-            rate = config.learning_rate * _ramp(step, config.warmup, config.steps, 1.0, config.final_learning_rate)
-            _set_rate(optimizer, rate)
-            metrics = self._grpo_step(step, envs, optimizer, reference) | {"learning_rate": rate}
-            self.progress = Progress("grpo", step + 1)
-            if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-                metrics |= self.evaluate(config.sft_probe_episodes, 0.0).metrics("held_out/")
-            self.tracker.log("grpo", step + 1, metrics)
-            self._on_step("grpo", step + 1, config.steps, metrics)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
+        with ExitStack() as open_sources:
+            if config.workers:
+                (first,) = make_envs(config.env, 1, **arguments)
+                ahead = PrefetchedTasks(first.unwrapped.source, config.workers, 2 * config.prompts_per_step)
+                arguments["source"] = open_sources.enter_context(ahead)
+            yield make_envs(config.env, config.prompts_per_step * config.group_size, **arguments)
 
     def _grpo_step(
         self, step: int, envs: list[Any], optimizer: torch.optim.Optimizer, reference: QwenVL | None
@@ -225,10 +238,12 @@ class GRPOTrainer:
             episodes: How many, the same ones every time.
             temperature: 0 for greedy.
             arguments: Of the environment, in place of the run's own.
-            split: `val` steers the run (probes), `test` is what is reported.
+            split: `val` steers the run (probes), `test` is what is reported; there greedy episodes are played with
+                blank images too, for the image sensitivity.
         """
         self._seed_sampler("evaluation", 0)
         chosen = self.config.env_arguments(evaluation=True) if arguments is None else dict(arguments)
+        chosen["blind_episodes"] = None if split == "test" and temperature == 0 else 0
         agent = self._agent(temperature)
         return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=128, **chosen)
 

@@ -140,7 +140,7 @@ def _apart(one: Moving, other: Moving) -> bool:
     """Whether two things never come close."""
     gap = (one.thing.size + other.thing.size) / 2 + GAP
     away = one.path - other.path
-    return bool(((away * away).sum(1) > 0.999 * gap * gap).all())
+    return bool(((away * away).sum(1) >= gap * gap).all())
 
 
 def _told_apart(one: Moving, other: Moving) -> bool:

@@ -6,6 +6,9 @@ fixed bitmaps, so the same scene gives the same bytes everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Final, cast
 
 import numpy as np
@@ -60,16 +63,31 @@ def picture(world: World, scene: Scene, frame: Frame) -> Image:
     return resize(pixels[y1:y2, x1:x2], ENLARGED * (x2 - x1), ENLARGED * (y2 - y1))
 
 
-def pixel_of(world: SolidWorld, scene: Scene, frame: Frame, thing: int, point: Point) -> tuple[int, int] | None:
+def surface(world: SolidWorld, scene: Scene) -> npt.NDArray[np.float32]:
+    """`World.points` of a scene, whatever is drawn over it: a picture is asked for several spots in a row."""
+    return _surface(cast(Hashable, world), replace(scene, marks=(), hole=None, cut=None))
+
+
+@lru_cache(maxsize=4)
+def _surface(world: SolidWorld, scene: Scene) -> npt.NDArray[np.float32]:
+    return world.points(scene)
+
+
+def spot(world: SolidWorld, scene: Scene, thing: int, point: Point) -> tuple[int, int] | None:
     """Column and row of the pixel in which a point of a thing's surface is seen; None where it is out of sight."""
     x, y = world.project(scene, point)
     column, row = int(np.floor(x)), int(np.floor(y))
-    height, width = frame.instances.shape
-    if not (0 <= column < width and 0 <= row < height) or frame.instances[row, column] != thing + 1:
+    if not (0 <= column < world.side and 0 <= row < world.side):
         return None
-    seen = world.points(scene)[row, column].astype(np.float64)
-    away = float(np.abs(seen - np.array(point)).max())
+    seen = surface(world, scene)[row, column].astype(np.float64)
+    away = float(np.abs(seen - np.array(point)).max())  # NaN where there is no thing
     return (column, row) if away < scene.things[thing].size / 8 else None
+
+
+def pixel_of(world: SolidWorld, scene: Scene, frame: Frame, thing: int, point: Point) -> tuple[int, int] | None:
+    """As `spot`, in a frame that is drawn: also None where another thing is so close that it hides the point."""
+    seen = spot(world, scene, thing, point)
+    return seen if seen is not None and frame.instances[seen[1], seen[0]] == thing + 1 else None
 
 
 def patch_box(world: SolidWorld, scene: Scene, frame: Frame, thing: int, point: Point, radius: float) -> Box | None:
@@ -79,7 +97,7 @@ def patch_box(world: SolidWorld, scene: Scene, frame: Frame, thing: int, point: 
     """
     if pixel_of(world, scene, frame, thing, point) is None:
         return None
-    away = world.points(scene).astype(np.float64) - np.array(point)
+    away = surface(world, scene).astype(np.float64) - np.array(point)
     near = (away * away).sum(-1) < radius * radius  # False where there is no thing
     rows, columns = np.nonzero(near & (frame.instances == thing + 1))
     if len(rows) == 0 or min(np.ptp(rows), np.ptp(columns)) + 1 < MIN_PATCH:
@@ -128,7 +146,9 @@ def _write(pixels: Image, text: str, centre: tuple[int, int]) -> None:
     height, width = pixels.shape[:2]
     left = centre[0] + RING + 2 if centre[0] + RING + 2 + columns <= width else centre[0] - RING - 1 - columns
     top = min(max(0, centre[1] - rows // 2), height - rows)
-    pixels[top : top + rows, left : left + columns] = np.where(bits[..., None], np.array(RED, np.uint8), np.array(WHITE, np.uint8))
+    pixels[top : top + rows, left : left + columns] = np.where(
+        bits[..., None], np.array(RED, np.uint8), np.array(WHITE, np.uint8)
+    )
 
 
 def _letter(letter: str) -> npt.NDArray[np.bool_]:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from mimgenv.errors import ConfigurationError, TaskError
 from mimgenv.scenes.backdrop import HELD_OUT, VIEWS, Backdrop, backdrop, ground
 from mimgenv.scenes.motion import MOTIONS, move
-from mimgenv.scenes.places import LAYOUTS, Layout, Placed, all_fit, draw_thing, fits, seen_from
-from mimgenv.scenes.render import MATERIALS, PALETTE, draw, seen_points
+from mimgenv.scenes.places import LAYOUTS, Layout, Placed, all_fit, draw_thing, join
+from mimgenv.scenes.render import draw, seen_points
 from mimgenv.scenes.scene import Frame, Kind, Point, Scene, Thing, Viewpoint
+from mimgenv.scenes.shading import PALETTE, SHADERS
 from mimgenv.scenes.shapes import SOLIDS
 
 COUNTS: Final[dict[int | None, tuple[int, int]]] = {
@@ -104,7 +105,7 @@ class Tabletop:
         self._side, self._held_out = side, held_out
         pairs = product(enumerate(SOLIDS), enumerate(PALETTE))
         allowed = [(shape, colour) for (i, shape), (j, colour) in pairs if ((i + j) % 4 == 0) == held_out]
-        self._kinds = tuple(Kind(*pair, material) for pair in allowed for material in MATERIALS)
+        self._kinds = tuple(Kind(*pair, material) for pair in allowed for material in SHADERS)
 
     @property
     def name(self) -> str:
@@ -248,9 +249,8 @@ class Tabletop:
         placed: list[Placed] = []
         for identity, kind in enumerate(kinds, first):
             for _ in range(_PLACES):
-                thing = draw_thing(rng, kind, layout, shrink, identity)
-                one = seen_from(camera, thing)
-                if fits(camera, placed, one, layout.overlap):
+                one = join(camera, placed, draw_thing(rng, kind, layout, shrink, identity), layout.overlap)
+                if one is not None:
                     placed.append(one)
                     break
             else:

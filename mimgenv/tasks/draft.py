@@ -6,7 +6,7 @@ turns what it finds into the truth; a draft whose target is not unique or not we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias, cast
 
@@ -59,7 +59,7 @@ class Draft:
 
 
 TaskType: TypeAlias = Callable[[Any, np.random.Generator, int | None], Draft]
-"""From a world, a generator and a difficulty of 1 to 5 or None. The world is a `World`, `MovingWorld` or `SolidWorld`."""
+"""From a world (a `World`, `MovingWorld` or `SolidWorld`), a generator and a difficulty of 1 to 5 or None."""
 
 
 def draw_count(world: World, rng: np.random.Generator, difficulty: int | None) -> int:
@@ -88,6 +88,39 @@ def draw_kinds(rng: np.random.Generator, allowed: Sequence[Kind], count: int) ->
     return tuple((first_of_colour + others)[:count])
 
 
+def draw_lead(rng: np.random.Generator, count: int, lead: tuple[int, int], least: int, most: int) -> tuple[int, ...]:
+    """`count` numbers from `least` to `most`, of which one, at a random place, leads all others.
+
+    It leads the next by a number drawn from `lead`, as far as there is room; the others are close to each other.
+    """
+    ahead = min(int(rng.integers(lead[0], lead[1] + 1)), most - least)
+    second = int(rng.integers(least, most - ahead + 1))
+    others = rng.integers(max(least, second - 1), second + 1, size=count - 2)
+    return tuple(int(number) for number in rng.permutation([second + ahead, second, *others]))
+
+
+def draw_twins(
+    world: World, rng: np.random.Generator, difficulty: int | None, twins: tuple[int, int], others: int = 0
+) -> tuple[tuple[Kind, ...], Kind]:
+    """The kinds of a scene in random order, and the one of them that several things may share.
+
+    Args:
+        world: Says which kinds there are, and how many things there are at a difficulty.
+        rng: Draws all of it.
+        difficulty: 1 to 5 or None.
+        twins: Least and most things of the shared kind beside the first.
+        others: Least things that are of kinds of their own.
+
+    Raises:
+        TaskError: If the world has fewer kinds.
+    """
+    count = int(rng.integers(twins[0], twins[1] + 1))
+    own = max(others, draw_count(world, rng, difficulty) - 1 - count)
+    shared, *rest = draw_kinds(rng, world.kinds, 1 + own)
+    kinds = [shared] * (1 + count) + rest
+    return tuple(kinds[i] for i in rng.permutation(len(kinds))), shared
+
+
 def alike(one: Kind, other: Kind) -> bool:
     """Whether two kinds differ in exactly one attribute."""
     return (one.shape != other.shape) + (one.colour != other.colour) + (one.material != other.material) == 1
@@ -112,6 +145,32 @@ def with_look_alikes(
         kinds[others[place]] = near[index]
     things = (replace(thing, kind=kind) for thing, kind in zip(scene.things, kinds, strict=True))
     return replace(scene, things=tuple(things))
+
+
+def draw_others(
+    world: World, rng: np.random.Generator, target: Kind, barred: Collection[Kind], count: int, difficulty: int | None
+) -> tuple[Kind, ...]:
+    """`count` kinds, neither the target nor barred, of which as many look like the target as the difficulty says.
+
+    Raises:
+        TaskError: If there are too few.
+    """
+    allowed = [kind for kind in world.kinds if kind != target and kind not in barred]
+    near = [kind for kind in allowed if alike(kind, target)]
+    rest = [kind for kind in allowed if not alike(kind, target)]
+    low, high = world.look_alikes(difficulty)
+    alikes = min(int(rng.integers(low, high + 1)), len(near), count)
+    return draw_kinds(rng, near, alikes) + draw_kinds(rng, rest, count - alikes)
+
+
+def same_objects(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+    """The scenes with identities such that things of one kind are the same object in all of them."""
+    numbers: dict[Kind, int] = {}
+    named = (
+        tuple(replace(thing, identity=numbers.setdefault(thing.kind, len(numbers))) for thing in scene.things)
+        for scene in scenes
+    )
+    return tuple(replace(scene, things=things) for scene, things in zip(scenes, named, strict=True))
 
 
 def finish(draft: Draft, world: World, task_id: str, task_type: str, held_out: bool = False) -> Task:

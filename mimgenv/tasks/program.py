@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, TypeVar
 
 from mimgenv.errors import TaskError
@@ -81,6 +81,11 @@ class Query(ABC):
 def things_of(scenes: Sequence[Scene], images: Sequence[int]) -> list[tuple[Found, Thing]]:
     """All things of some images, and where they are."""
     return [(Found(k, i), thing) for k in images for i, thing in enumerate(scenes[k - 1].things)]
+
+
+def nameless(scene: Scene) -> Scene:
+    """The scene with identities that tell nothing: two scenes that look the same become equal."""
+    return replace(scene, things=tuple(replace(thing, identity=0) for thing in scene.things))
 
 
 def only(found: Sequence[T]) -> T:

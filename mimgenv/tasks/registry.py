@@ -9,7 +9,7 @@ from typing import Final
 
 from mimgenv.curriculum import Difficulty
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, RenderedTasks, load_rendered_task, worlds_of
+from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, RenderedTasks, load_rendered_task
 from mimgenv.tasks.siblings import siblings
 from mimgenv.tasks.source import TaskSource
 from mimgenv.types import Task
@@ -46,7 +46,7 @@ def open_source(
         tasks = (tasks,)
     if source is None:
         if isinstance(tasks, str):
-            tasks = tuple(name for name in TASK_GROUPS[tasks] if world is None or world in worlds_of(name))
+            tasks = tuple(name for name in RenderedTasks(world).task_types if name in TASK_GROUPS[tasks])
         return RenderedTasks(world, tasks, split, difficulty)
     if not isinstance(source, str):
         return source

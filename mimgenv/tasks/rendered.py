@@ -18,14 +18,27 @@ from mimgenv.curriculum import Difficulty, Learner
 from mimgenv.errors import ConfigurationError, TaskError
 from mimgenv.scenes.flat import Flat
 from mimgenv.scenes.scene import World
+from mimgenv.scenes.sprites import Sprites
 from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.tasks.common_object import common_object
+from mimgenv.tasks.comparison import comparison
+from mimgenv.tasks.correspondence import correspondence, visual_correspondence
 from mimgenv.tasks.counting import counting
 from mimgenv.tasks.draft import TaskType, finish
+from mimgenv.tasks.forensic import forensic
 from mimgenv.tasks.group_grounding import group_grounding
+from mimgenv.tasks.jigsaw import jigsaw
 from mimgenv.tasks.locate import locate
+from mimgenv.tasks.multi_view import multi_view
+from mimgenv.tasks.object_tracking import object_tracking
 from mimgenv.tasks.odd_one_out import odd_one_out, odd_one_out_qa
+from mimgenv.tasks.reasoning import reasoning
 from mimgenv.tasks.referring import referring
+from mimgenv.tasks.region_locating import region_locating
+from mimgenv.tasks.robust_difference import robust_difference, robust_difference_qa
+from mimgenv.tasks.similarity import similarity
 from mimgenv.tasks.static_difference import static_difference
+from mimgenv.tasks.temporal_order import temporal_order
 from mimgenv.types import Task
 
 GENERATOR_VERSION: Final = 0
@@ -36,7 +49,7 @@ SPLITS: Final = ("train", "val", "test", "test_ood")
 """Split i owns the seeds from i · SPLIT_SIZE up to (i + 1) · SPLIT_SIZE."""
 HELD_OUT: Final = "test_ood"
 
-WORLDS: Final[dict[str, Callable[..., World]]] = {"tabletop": Tabletop, "tiny": Flat}
+WORLDS: Final[dict[str, Callable[..., World]]] = {"tabletop": Tabletop, "sprites": Sprites, "tiny": Flat}
 ORDINARY_WORLDS: Final = ("tabletop", "sprites")
 """The worlds that take turns where none is named."""
 
@@ -46,12 +59,52 @@ GROUNDING_TYPES: Final[dict[str, TaskType]] = {
     "static_difference": static_difference,
     "odd_one_out": odd_one_out,
     "group_grounding": group_grounding,
+    "robust_difference": robust_difference,
+    "object_tracking": object_tracking,
+    "multi_view": multi_view,
+    "correspondence": correspondence,
+    "common_object": common_object,
+    "region_locating": region_locating,
+    "reasoning": reasoning,
 }
-QA_TYPES: Final[dict[str, TaskType]] = {"odd_one_out_qa": odd_one_out_qa, "counting": counting}
+QA_TYPES: Final[dict[str, TaskType]] = {
+    "odd_one_out_qa": odd_one_out_qa,
+    "counting": counting,
+    "robust_difference_qa": robust_difference_qa,
+    "visual_correspondence": visual_correspondence,
+    "forensic": forensic,
+    "jigsaw": jigsaw,
+    "similarity": similarity,
+    "comparison": comparison,
+    "temporal_order": temporal_order,
+}
 TASK_TYPES: Final[dict[str, TaskType]] = GROUNDING_TYPES | QA_TYPES
 
-ONLY_IN: Final[dict[str, tuple[str, ...]]] = {}
+ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
+    "robust_difference": ORDINARY_WORLDS,
+    "robust_difference_qa": ORDINARY_WORLDS,
+    "object_tracking": ORDINARY_WORLDS,
+    "multi_view": ("tabletop",),
+    "correspondence": ("tabletop",),
+    "visual_correspondence": ("tabletop",),
+    "forensic": ORDINARY_WORLDS,
+    "region_locating": ORDINARY_WORLDS,
+    "reasoning": ORDINARY_WORLDS,
+    "jigsaw": ORDINARY_WORLDS,
+    "temporal_order": ORDINARY_WORLDS,
+}
 """The worlds of a type that is not at home in all of them."""
+
+TINY_TYPES: Final = (
+    "locate",
+    "referring",
+    "static_difference",
+    "odd_one_out",
+    "group_grounding",
+    "odd_one_out_qa",
+    "counting",
+)
+"""What the tiny world serves unless it is told otherwise: what the shipped checkpoint and its vocabulary know."""
 
 ATTEMPTS: Final = 100
 
@@ -116,7 +169,7 @@ class RenderedTasks:
 
     Args:
         world: A key of `WORLDS`; None for `ORDINARY_WORLDS`, which take turns as far as a type is at home in them.
-        tasks: Keys of `TASK_TYPES`; None for all that are at home there.
+        tasks: Keys of `TASK_TYPES`; None for all that are at home there, or `TINY_TYPES`.
         split: One of `SPLITS`.
         difficulty: 1 to 5, None for the world's ordinary range, or a schedule (curriculum.py).
 
@@ -137,7 +190,9 @@ class RenderedTasks:
             raise ConfigurationError(f"world {world!r} is not one of {list(WORLDS)}")
         worlds = [name for name in WORLDS if (name in ORDINARY_WORLDS if world is None else name == world)]
         homes = {name: tuple(w for w in worlds if w in worlds_of(name)) for name in TASK_TYPES}
-        types = [name for name in TASK_TYPES if homes[name]] if tasks is None else list(tasks)
+        if tasks is None:
+            tasks = TINY_TYPES if world == "tiny" else [name for name in TASK_TYPES if homes[name]]
+        types = list(tasks)
         unknown = [name for name in types if not homes.get(name)]
         if unknown or not types:
             served = [name for name in TASK_TYPES if homes[name]]

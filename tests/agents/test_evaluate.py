@@ -18,11 +18,13 @@ import agents
 from agents.evaluate import evaluate_agent, main, turn_text
 from agents.oracle import OracleAgent
 from agents.report import Estimate, Report, evenly, score, summarise
+from agents.table import print_report
 from agents.types import Action, History
 from mimgenv import default_codec, load_task
+from mimgenv.curriculum import Curriculum
 from mimgenv.errors import ConfigurationError
 from mimgenv.records import EpisodeRecord, EpisodeTurn, read_records
-from mimgenv.tasks.rendered import GROUNDING_TYPES, TASK_TYPES, RenderedTasks
+from mimgenv.tasks.rendered import GROUNDING_TYPES, TINY_TYPES, RenderedTasks
 from mimgenv.types import Answer, Grounding, Task, TextAnswer
 from mimgenv.viewer import view_image
 
@@ -35,13 +37,14 @@ def record(
     *,
     truth: Answer = TRUTH,
     task_type: str = "referring",
+    task_id: str = "t",
     turns: int = 1,
     reward: float = 0.0,
     tools: Sequence[str] = (),
     **parts: float,
 ) -> EpisodeRecord:
     played = tuple(EpisodeTurn("m", "a", None, 0) for _ in range(turns))
-    common = {"task_id": "t", "agent": "a", "question": "q", "stop": "answered", "views": (), "success": reward > 1}
+    common = {"task_id": task_id, "agent": "a", "question": "q", "stop": "answered", "views": (), "success": reward > 1}
     return EpisodeRecord(
         task_type=task_type,
         turns=played,
@@ -59,6 +62,18 @@ class Sometimes:
 
     def act(self, histories: Sequence[History]) -> list[str]:
         return [OracleAgent().act([h])[0] if int(h.task_id[-1]) % 2 == 0 else "nonsense" for h in histories]
+
+
+class Looks:
+    """Plays the truth where it sees something, and nonsense where all is one colour; keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, bool]] = []
+
+    def act(self, histories: Sequence[History]) -> list[str]:
+        sees = [any(image.std() > 0 for image in history.message.images) for history in histories]
+        self.shown += [(history.task_id, seen) for history, seen in zip(histories, sees, strict=True)]
+        return [OracleAgent().act([h])[0] if seen else "nonsense" for h, seen in zip(histories, sees, strict=True)]
 
 
 class Script:
@@ -136,6 +151,19 @@ def test_a_reward_without_a_format_part_has_no_format_rate() -> None:
     assert summarise("x", [record(TRUTH, iou=1.0)]).format is None
 
 
+def test_what_an_agent_sees_is_the_mean_of_score_minus_blank_score_over_the_tasks_played_both_ways() -> None:
+    half = Grounding(2, "", (0.0, 0.0, 10.0, 5.0))
+    seeing = [record(TRUTH, task_id="a"), record(half, task_id="b"), record(TRUTH, task_id="c")]
+    blank = [record(None, task_id="b"), record(TRUTH, task_id="z"), record(half, task_id="a")]
+    # 1 - 0.5 and 0.5 - 0 for a and b; c and z were played one way only.
+    assert summarise("x", seeing, blank).sees == Estimate(0.5, 0.0)
+    # 1 - 0 and 0.5 - 0.5: mean 0.5, s² = 0.5, 1.96 · √(0.5 / 2).
+    sees = summarise("x", seeing, [record(None, task_id="a"), record(half, task_id="b")]).sees
+    assert sees is not None
+    assert (sees.mean, sees.half_width) == pytest.approx((0.5, 0.98))
+    assert summarise("x", seeing, blank[1:2]).sees is summarise("x", seeing).sees is None
+
+
 def test_a_page_shows_every_task_type_equally_as_far_as_it_goes() -> None:
     names = ["a", "a", "a", "b", "a", "b"]
     assert evenly(names, 2) == [0, 3]
@@ -152,7 +180,7 @@ def oracles() -> Report:
 
 
 def test_the_oracle_has_a_perfect_row_for_every_task_type(oracles: Report) -> None:
-    assert [row.name for row in oracles.rows] == list(TASK_TYPES)
+    assert [row.name for row in oracles.rows] == list(TINY_TYPES)
     for row in oracles.rows:
         assert (row.episodes, row.success, row.format, row.turns) == (2, 1.0, 1.0, 1.0)
         assert (row.score, row.reward) == (Estimate(1.0, 0.0), Estimate(1.5, 0.0))
@@ -171,8 +199,10 @@ def test_metrics_have_a_key_for_every_number_and_take_a_prefix(oracles: Report) 
     assert metrics == {f"test/{key}": value for key, value in oracles.metrics().items()}
     assert metrics.pop("test/reward/total") == 1.5
     assert metrics.pop("test/episode/tool_calls") == 0.0
-    scores = {f"test/{'iou' if name in GROUNDING_TYPES else 'answer'}/{name}" for name in TASK_TYPES}
+    scores = {f"test/{'iou' if name in GROUNDING_TYPES else 'answer'}/{name}" for name in TINY_TYPES}
     whole = {"reward/iou", "reward/answer", "reward/format", "episode/turns", "episode/success"}
+    sees = {f"test/sees/{name}" for name in ("all", *TINY_TYPES)}
+    assert {metrics.pop(key) for key in sees} == {0.0}
     assert metrics == dict.fromkeys(scores | {f"test/{key}" for key in whole}, 1.0)
 
 
@@ -223,10 +253,11 @@ def test_a_source_is_opened_once_however_many_environments_play(monkeypatch: pyt
 
 def test_records_are_in_the_order_of_the_seeds_and_each_finished_one_is_announced() -> None:
     announced: list[EpisodeRecord] = []
-    report = evaluate_agent(Sometimes(), TINY, 5, parallel=2, on_finish=announced.append)
+    report = evaluate_agent(Sometimes(), TINY, 5, parallel=2, blind_episodes=2, on_finish=announced.append)
     assert [r.task_id[-1] for r in report.records] == list("01234")
     assert [r.task_id for r in report.records] == [t.task_id for t in report.trajectories]
-    assert sorted(announced, key=lambda r: r.task_id[-1]) == list(report.records) != announced
+    assert sorted(announced[:5], key=lambda r: r.task_id[-1]) == list(report.records) != announced[:5]
+    assert sorted(announced[5:], key=lambda r: r.task_id[-1]) == list(report.blank)
 
 
 def test_a_record_holds_the_question_the_truth_the_answer_and_what_was_said() -> None:
@@ -263,6 +294,44 @@ def test_images_are_not_held_twice(oracles: Report) -> None:
         assert all(a is b for a, b in zip(shown.images, trajectory.images, strict=True))
 
 
+def test_every_task_is_played_again_with_blank_images_and_an_agent_that_looks_loses_by_it() -> None:
+    agent = Looks()
+    report = evaluate_agent(agent, TINY, 14, name="eye")
+    tasks = [r.task_id for r in report.records]
+    assert [task for task, seen in agent.shown if seen] == tasks
+    assert set(agent.shown) - {(task, True) for task in tasks} == {(task, False) for task in tasks}
+    assert [r.task_id for r in report.blank] == tasks
+    assert [row.sees for row in (report.all, *report.rows)] == [Estimate(1.0, 0.0)] * (1 + len(TINY_TYPES))
+    assert report.metrics("x/")["x/sees/locate"] == 1.0
+    assert {r.agent for r in report.records} == {"eye"}
+    assert {r.agent for r in report.blank} == {"eye (blank images)"}
+
+
+def test_what_is_played_with_blank_images_changes_nothing_else() -> None:
+    with_blank, without = (evaluate_agent(Looks(), TINY, 14, blind_episodes=n) for n in (14, 0))
+    assert with_blank.records == without.records
+    assert {k: v for k, v in with_blank.metrics().items() if not k.startswith("sees/")} == without.metrics()
+
+
+def test_blind_episodes_are_the_first_ones_and_none_where_there_are_to_be_none() -> None:
+    agent = Looks()
+    report = evaluate_agent(agent, TINY, 7, blind_episodes=2)
+    assert [r.task_id for r in report.blank] == [r.task_id for r in report.records[:2]]
+    assert [row.sees is not None for row in report.rows] == [True, True, *[False] * 5]
+    agent.shown.clear()
+    report = evaluate_agent(agent, TINY, 7, blind_episodes=0)
+    assert all(seen for _, seen in agent.shown)
+    assert (report.blank, report.all.sees) == ((), None)
+    assert not [key for key in report.metrics() if key.startswith("sees/")]
+
+
+def test_a_curriculum_learns_nothing_from_blank_episodes() -> None:
+    curriculum = Curriculum(window=8)
+    report = evaluate_agent(Looks(), "MultiImageQA-v0", 8, world="tiny", tasks=("locate",), difficulty=curriculum)
+    assert curriculum.levels == {"locate": 2}
+    assert [r.task_id for r in report.blank] == [r.task_id for r in report.records]
+
+
 def test_tool_calls_are_counted_by_tool_and_a_tool_never_called_has_none() -> None:
     report = evaluate_agent(OracleAgent(zoom=1.0), ZOOM, 2, tools=("zoom", "visual_reflection"))
     assert report.all.tool_calls == {"zoom": 1.0}
@@ -288,6 +357,8 @@ def test_the_text_of_a_turn_has_no_end_token_and_survives_ids_that_are_no_tokens
 def test_no_episodes_and_environments_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="episodes is 0"):
         evaluate_agent(OracleAgent(), TINY, 0)
+    with pytest.raises(ValueError, match="blind_episodes is -1"):
+        evaluate_agent(OracleAgent(), TINY, 1, blind_episodes=-1)
     with pytest.raises(ConfigurationError, match="CartPole-v1 cannot be made"):
         evaluate_agent(OracleAgent(), "CartPole-v1", 1)
     gym.register("Anything-v0", entry_point=lambda **arguments: gym.make("CartPole-v1").unwrapped)
@@ -299,11 +370,19 @@ def test_no_episodes_and_environments_of_another_kind_are_refused() -> None:
 
 
 def test_all_records_are_written_and_read_back_as_they_were(oracles: Report, tmp_path: Path) -> None:
-    records, page = oracles.write(tmp_path / "new" / "folder", page=3)
+    records, page, blank = oracles.write(tmp_path / "new" / "folder", page=3)
     assert len(records.read_text().splitlines()) == 14
     assert read_records(records) == list(oracles.records)
+    assert read_records(blank) == list(oracles.blank)
     assert page.read_text("utf-8").count('"taskId":') == 3
-    assert summarise("all", read_records(records)) == oracles.all
+    assert summarise("all", read_records(records), read_records(blank)) == oracles.all
+
+
+def test_records_of_blank_episodes_do_not_outlive_the_evaluation_they_belong_to(tmp_path: Path) -> None:
+    (tmp_path / "blank.jsonl").write_text("of another evaluation")
+    files = evaluate_agent(OracleAgent(), TINY, 1, blind_episodes=0).write(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert len(files) == 2
 
 
 # The command line
@@ -320,11 +399,13 @@ def test_the_command_line_prints_a_row_per_task_type_and_group_and_where_the_fil
 ) -> None:
     records, out = play(capsys, tmp_path, "--episodes", "14")
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
-    perfect = ["1.000", "±", "0.000", "1.000", "1.500", "±", "0.000", "1.000", "1.00"]
-    for name in TASK_TYPES:
+    perfect = ["1.000±0.000", "0.000±0.000", "1.000", "1.500", "1.000", "1.00"]
+    for name in TINY_TYPES:
         assert rows[name] == ["2", *perfect]
     assert [rows[name][0] for name in ("grounding", "qa", "all")] == ["10", "4", "14"]
     assert str(tmp_path / "episodes.jsonl") in rows
+    assert str(tmp_path / "blank.jsonl") in rows
+    assert max(map(len, out.splitlines()[:-3])) <= 80
     assert (tmp_path / "episodes.html").is_file()
     assert {r.agent for r in records} == {"oracle"}
     assert "…" not in out
@@ -338,9 +419,30 @@ def test_the_command_line_prints_the_use_of_each_tool(capsys: pytest.CaptureFixt
     assert ["visual_reflection", "0.000", "0.0%"] in rows
 
 
+def test_the_table_fits_80_columns_with_the_longest_names_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    told = [record(None, task_type="visual_correspondence", task_id=str(n), reward=-0.5, format=0.5) for n in range(9)]
+    seen = [record(TRUTH if n % 2 else None, task_id=str(n)) for n in range(9)]
+    report = Report("x", tuple(told) * 1111, (None,) * 9999, (), tuple(seen))  # type: ignore[arg-type]
+    print_report(report, "title", [])
+    out = capsys.readouterr().out
+    assert "visual_correspondence 9999 0.000±0.000 -0.444±0.010" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+def test_the_column_sees_is_empty_without_blank_episodes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, out = play(capsys, tmp_path, "--blind_episodes", "0")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["all", "4", "1.000±0.000", "1.000", "1.500", "1.000", "1.00"] in rows
+    assert not (tmp_path / "blank.jsonl").exists()
+    play(capsys, tmp_path, "--blind_episodes", "3")
+    assert len(read_records(tmp_path / "blank.jsonl")) == 3
+
+
 def test_a_single_episode_has_no_interval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _, out = play(capsys, tmp_path, "--episodes", "1")
-    assert "1.000 ±" not in out
+    assert "1.000" in out
+    assert "±" not in out.partition("score: IoU")[0]
     assert "nan" not in out
 
 
@@ -390,7 +492,7 @@ def test_parallel_is_the_most_episodes_under_way(
         return act(self, histories)
 
     monkeypatch.setattr(OracleAgent, "act", counted)
-    play(capsys, tmp_path, "--parallel", "3")
+    play(capsys, tmp_path, "--parallel", "3", "--blind_episodes", "0")
     assert counts == [3, 1]
 
 
@@ -434,14 +536,15 @@ def test_photographs_are_played_from_a_source(capsys: pytest.CaptureFixture[str]
     options = ("--env", "MultiImageGrounding-v0", "--source", f"odinw:{folder}", "--episodes", "6")
     records, out = play(capsys, tmp_path, *options)
     assert {r.task_id.partition(":")[0] for r in records} == {"odinw"}
-    assert [line for line in out.splitlines() if line.split()[:4] == ["all", "6", "1.000", "±"]]
+    assert [line for line in out.splitlines() if line.split()[:3] == ["all", "6", "1.000±0.000"]]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agent", "magic"], "agent 'magic' is not one of random, oracle, vlm:PATH"),
+        (["--agent", "magic"], "agent 'magic' is not one of random, oracle, blind:NAME, vlm:PATH"),
         (["--agent", "vlm:"], "agent 'vlm:' is not one of"),
+        (["--agent", "blind:magic"], "blind policy 'magic' is not one of ['whole_image', "),
         (["--agent", "vlm:./no/such/model"], "no/such/model is not a directory"),
         (["--env", "Nowhere-v0"], "`Nowhere` doesn't exist"),
         (["--env", "CartPole-v1"], "CartPole-v1 cannot be made"),
@@ -456,6 +559,7 @@ def test_photographs_are_played_from_a_source(capsys: pytest.CaptureFixture[str]
         (["--zoom", "2"], "zoom 2.0 must be in [0, 1]"),
         (["--grid", "0"], "grid 0.0 above 0"),
         (["--episodes", "0"], "'0' is not at least 1"),
+        (["--blind_episodes", "x"], "'x' is not a whole number from 0"),
         (["--seed", "x"], "'x' is not a whole number from 0"),
         (["--first_seed", "-1"], "'-1' is not a whole number from 0"),
         (["--output", "/dev/null/folder"], "/dev/null/folder"),

@@ -11,13 +11,13 @@ import pytest
 from agents.oracle import OracleAgent
 from agents.rollout import run_episodes
 from agents.types import Trajectory
-from mimgenv import ENVIRONMENTS, default_codec, load_task
+from mimgenv import default_codec, load_task
 from mimgenv.geometry import BOX_FRAMES
-from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES
+from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES, TINY_TYPES
 from mimgenv.types import Grounding
 
 TINY, ZOOM, QA, GROUNDING = "MultiImageTiny-v0", "MultiImageTinyZoom-v0", "MultiImageQA-v0", "MultiImageGrounding-v0"
-TYPES = {TINY: ENVIRONMENTS[TINY]["tasks"], QA: tuple(TASK_TYPES)}
+TYPES = {TINY: TINY_TYPES, QA: tuple(TASK_TYPES)}
 THOUGHTS = ("label", "rationale")
 FULL_SIZE = 640 * 480
 """Pixels of a photograph of BCCD."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mimgenv.errors import DatasetError
-from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, read_records, write_records
+from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, called_tools, read_records, write_records
 from mimgenv.types import Grounding, TextAnswer
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\r\n\x00\x1b[31m\u2028\u202e \ud800 \udfff \N{GRINNING FACE} ٣"
@@ -37,6 +37,7 @@ RECORD = EpisodeRecord(
         ViewRecord(2, (0.0, 0.0, 64.0, 48.0), 64, 48),
         ViewRecord(2, (8.0, 16.0, 40.0, 48.0), 56, 56),
     ),
+    box_frame="norm1000",
 )
 
 
@@ -73,7 +74,7 @@ def test_the_keys_on_disk_are_these(tmp_path: Path) -> None:
     assert row["turns"][1] == {"message": "Image-3: <image>", "action": "no tags", "error": "bad_turn", "images": 1}
     assert list(row) == [
         "version", "task_id", "task_type", "agent", "question", "turns", "reward", "reward_parts", "stop", "success",
-        "tool_calls", "truth", "prediction", "views",
+        "tool_calls", "truth", "prediction", "views", "box_frame",
     ]  # fmt: skip
 
 
@@ -160,6 +161,28 @@ def test_an_unknown_version_is_refused_with_file_and_line(tmp_path: Path) -> Non
     row = as_json(tmp_path) | {"version": 2}
     with pytest.raises(DatasetError, match=r"episodes\.jsonl, line 2: unknown version 2; this reader knows 1"):
         reading(tmp_path, json.dumps(row))
+
+
+def test_a_record_that_does_not_say_its_box_frame_is_read(tmp_path: Path) -> None:
+    row = as_json(tmp_path)
+    del row["box_frame"]
+    assert reading(tmp_path, json.dumps(row)) == [RECORD, changed(box_frame=None)]
+
+
+def test_an_unknown_box_frame_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="line 2: box_frame 'miles' is not one of"):
+        reading(tmp_path, json.dumps(as_json(tmp_path) | {"box_frame": "miles"}))
+
+
+def test_a_turn_brings_no_fewer_than_no_images() -> None:
+    with pytest.raises(ValueError, match="-1 images"):
+        EpisodeTurn("", "", None, -1)
+
+
+def test_the_tools_called_are_those_of_turns_without_an_error() -> None:
+    turns = [EpisodeTurn("", CALL, error, 0) for error in (None, "bad_box", None)]
+    turns.append(EpisodeTurn("", "<think></think><answer>4</answer>", None, 0))
+    assert list(called_tools(turns)) == ["zoom", "zoom"]
 
 
 @pytest.mark.parametrize("key", ["version", "task_id", "turns", "reward", "success", "truth", "prediction", "views"])

@@ -17,21 +17,11 @@ import pytest
 from PIL import Image as PillowImage
 
 import mimgenv
-from mimgenv.errors import DatasetError
 from mimgenv.geometry import View
+from mimgenv.preview import OpenEpisode, ShownEpisode, view_image
 from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, write_records
-from mimgenv.tools import ToolContext, Zoom
-from mimgenv.types import Answer, Grounding, Image, Task, TextAnswer
-from mimgenv.viewer import (
-    ShownEpisode,
-    episodes_page,
-    load_episodes,
-    main,
-    turn_parts,
-    view_box,
-    view_image,
-    write_page,
-)
+from mimgenv.types import Answer, Grounding, Image, ObjectAnnotation, Task, TextAnswer
+from mimgenv.viewer import episodes_page, main, turn_parts, view_box, write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--@@DATA@@\x00\ud800\u2028"
 TRUTH = Grounding(2, "red mug", (20.0, 30.0, 40.0, 50.0))
@@ -43,6 +33,15 @@ def picture(seed: int, width: int = 160, height: int = 120) -> Image:
 
 
 ORIGINALS = (picture(1), picture(2))
+TASK = Task(
+    task_id="rendered:referring:7",
+    task_type="referring",
+    images=ORIGINALS,
+    question="<answer>x</answer>",
+    truth=TRUTH,
+    rationale="It alone is red.",
+    objects=((ObjectAnnotation("blue cup", (0.0, 0.0, 16.0, 12.0)),), (ObjectAnnotation("red mug", TRUTH.box, 3),)),
+)
 
 
 def episode(
@@ -115,6 +114,7 @@ def test_the_page_holds_what_was_given() -> None:
             "error": "bad_turn",
             "images": 2,
             "parts": [["tag", "<answer>"], ["answer", "x"], ["tag", "</answer>"]],
+            "act": "bad_turn",
         }
     ]
 
@@ -147,6 +147,7 @@ def test_the_policy_allows_the_script_of_the_page_and_no_other() -> None:
 def test_the_page_names_no_address() -> None:
     page = episodes_page([episode()], "x")
     assert "://" not in page
+    assert "srcdoc" not in page
     assert Parts(page).addresses == []
     assert "@import" not in page
     assert "url(" not in page
@@ -278,54 +279,74 @@ def test_a_megabyte_of_open_tags_is_cut_in_linear_time() -> None:
     assert time.process_time() - start < 5
 
 
-def task(images: tuple[Image, ...] = ORIGINALS) -> Task:
-    return Task("rendered:referring:7", "referring", images, "?", TRUTH, "", ((),) * len(images))
+def test_rationale_and_objects_are_shown_where_the_task_is_known() -> None:
+    cut, elsewhere = ViewRecord(2, (10.0, 20.0, 50.0, 60.0), 80, 80), ViewRecord(2, (100.0, 20.0, 140.0, 60.0), 80, 80)
+    shown = episode(cuts=(cut, elsewhere))
+    known = ShownEpisode(shown.record, shown.images, task=TASK)
+    plain, rich = data_of(episodes_page([shown, known], "x"))["episodes"]
+    assert (plain["rationale"], [view["objects"] for view in plain["views"]]) == ("", [[], [], [], []])
+    assert rich["rationale"] == "It alone is red."
+    assert [view["objects"] for view in rich["views"]] == [
+        [{"label": "blue cup", "identity": None, "box": [0.0, 0.0, 16.0, 12.0]}],
+        [{"label": "red mug", "identity": 3, "box": [20.0, 30.0, 40.0, 50.0]}],
+        [{"label": "red mug", "identity": 3, "box": [20.0, 20.0, 60.0, 60.0]}],
+        [],
+    ]
 
 
-def test_a_view_made_again_has_the_bytes_that_the_tool_returned() -> None:
-    shown = View(ORIGINALS[1], 2, (0.0, 0.0, 160.0, 120.0))
-    context = ToolContext([shown], ORIGINALS, "pixel")
-    zoomed = Zoom()(context, {"image": 1, "bbox_2d": [11, 12, 70, 45]})
-    again = view_image(ORIGINALS, ViewRecord(zoomed.image, zoomed.region, *zoomed.size))
-    assert np.array_equal(again, zoomed.pixels)
+def waiting(revealed: bool, *turns: EpisodeTurn) -> OpenEpisode:
+    views = tuple(View(pixels, number, (0.0, 0.0, 160.0, 120.0)) for number, pixels in enumerate(ORIGINALS, 1))
+    return OpenEpisode(TASK, views, "Image-1: <image> Image-2: <image> Where?", turns, "tasks", revealed)
 
 
-def test_a_view_averages_when_it_shrinks_and_takes_in_every_pixel_it_touches() -> None:
-    pixels = np.zeros((4, 4, 3), np.uint8)
-    pixels[:, 2:] = 100
-    assert view_image([pixels], ViewRecord(1, (0.0, 0.0, 4.0, 4.0), 2, 2))[:, :, 0].tolist() == [[0, 100], [0, 100]]
-    assert view_image([pixels], ViewRecord(1, (1.5, 0.2, 2.5, 0.8), 2, 1))[:, :, 0].tolist() == [[0, 100]]
+def test_a_task_that_nobody_played_is_shown_with_its_truth_and_no_result() -> None:
+    row = data_of(episodes_page([waiting(revealed=True)], "x"))["episodes"][0]
+    assert row["truth"] == {"image": 2, "label": "red mug", "box": [20.0, 30.0, 40.0, 50.0]}
+    assert (row["rationale"], row["message"]) == ("It alone is red.", "Image-1: <image> Image-2: <image> Where?")
+    assert [view["truth"] for view in row["views"]] == [None, [20.0, 30.0, 40.0, 50.0]]
+    assert [len(view["objects"]) for view in row["views"]] == [1, 1]
+    assert (row["section"], row["stop"], row["reward"], row["prediction"], row["turns"]) == (
+        "tasks",
+        None,
+        None,
+        None,
+        [],
+    )
+
+
+def test_an_episode_under_way_gives_nothing_of_its_truth_away() -> None:
+    page = episodes_page([waiting(False, EpisodeTurn("Image-1: <image> Image-2: <image>", "hm", "bad_turn", 2))], "x")
+    row = data_of(page)["episodes"][0]
+    assert (row["truth"], row["rationale"], row["iou"]) == (None, "", None)
+    assert [(view["truth"], view["objects"]) for view in row["views"]] == [(None, []), (None, [])]
+    assert "red mug" not in page
+    assert [turn["parts"] for turn in row["turns"]] == [[["other", "hm"]]]
+
+
+def test_played_and_waiting_episodes_have_the_same_keys() -> None:
+    played, open_row = data_of(episodes_page([episode(), waiting(True)], "x"))["episodes"]
+    assert set(played) == set(open_row)
 
 
 @pytest.mark.parametrize(
-    ("view", "rule"),
+    ("action", "error", "act"),
     [
-        (ViewRecord(3, (0.0, 0.0, 1.0, 1.0), 1, 1), "a view shows image 3 of 2"),
-        (ViewRecord(1, (0.0, 0.0, 161.0, 1.0), 1, 1), r"a view shows \(0.0, 0.0, 161.0, 1.0\) of an image of 160x120"),
-        (ViewRecord(1, (0.0, -0.5, 1.0, 1.0), 1, 1), "of an image of 160x120"),
+        ('<think></think><tool_call>{"name": "zoom", "arguments": {}}</tool_call>', None, "zoom"),
+        ("<think></think><answer>4</answer>", None, "answer"),
+        ("<think></think><answer>4</answer>", "too_long", "too_long"),
+        ("hm", "bad_turn", "bad_turn"),
+        ("no turn, and yet no error", None, "bad_turn"),
     ],
 )
-def test_a_view_of_what_the_task_does_not_have_is_refused(view: ViewRecord, rule: str) -> None:
-    with pytest.raises(DatasetError, match=rule):
-        view_image(ORIGINALS, view)
-
-
-def test_episodes_are_loaded_with_each_task_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(mimgenv, "load_task", lambda task_id: made.append(task_id) or task(), raising=False)
-    shown = episode(cuts=(ViewRecord(2, (10.0, 20.0, 50.0, 60.0), 56, 56),))
-    write_records(tmp_path / "e.jsonl", [shown.record, shown.record])
-    loaded = load_episodes(tmp_path / "e.jsonl", "after")
-    assert made == ["rendered:referring:7"]
-    assert [row.section for row in loaded] == ["after", "after"]
-    assert loaded[1].record == shown.record
-    assert all(np.array_equal(a, b) for a, b in zip(loaded[1].images, shown.images, strict=True))
+def test_the_timeline_names_what_each_turn_did(action: str, error: str | None, act: str) -> None:
+    shown = waiting(True, EpisodeTurn("<image><image>", action, error, 2))
+    assert data_of(episodes_page([shown], "x"))["episodes"][0]["turns"][0]["act"] == act
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the episodes of two runs, each in its own file."""
-    monkeypatch.setattr(mimgenv, "load_task", lambda task_id: task(), raising=False)
+    monkeypatch.setattr(mimgenv, "load_task", lambda task_id: TASK, raising=False)
     for name in ("before", "after"):
         (tmp_path / name).mkdir()
         write_records(tmp_path / f"{name}.jsonl", [episode().record])
@@ -369,3 +390,58 @@ def test_the_command_refuses_what_it_cannot_read(
         main([str(path)])
     assert "broken.jsonl" in capsys.readouterr().err
     assert not (runs / "broken.html").exists()
+
+
+def rows_of(page: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = data_of(page.read_text(encoding="utf-8"))["episodes"]
+    return rows
+
+
+def test_the_command_shows_the_tasks_of_an_id_and_of_some_seeds(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    options = ["--tasks", "locate", "--split", "test", "--difficulty", "2", "--world", "tiny"]
+    main(["--env", "MultiImageQA-v0", "--seeds", "3:5", *options, "-o", str(page)])
+    assert [row["taskId"] for row in rows_of(page)] == [f"rendered:tiny/locate/2/test/{number}" for number in (3, 4)]
+    assert sections(page) == ["MultiImageQA-v0"] * 2
+    assert all(row["truth"]["label"] in row["rationale"] for row in rows_of(page))
+
+
+def test_previews_are_one_more_section_beside_records(runs: Path) -> None:
+    main([str(runs / "before.jsonl"), "--env", "MultiImageTiny-v0", "--seeds", "7", "-o", str(runs / "page.html")])
+    assert sections(runs / "page.html") == ["before", "MultiImageTiny-v0"]
+
+
+def test_without_records_the_page_is_named_after_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["--env", "mimgenv:MultiImageTiny-v0", "--seeds", "0"])
+    assert data_of((tmp_path / "mimgenv-MultiImageTiny-v0.html").read_text())["title"] == "mimgenv:MultiImageTiny-v0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ([], "a page without records needs --env"),
+        (["--tasks", "locate"], "--tasks needs --env"),
+        (["x.jsonl", "--seeds", "3"], "--seeds needs --env"),
+        (["--env", "NoSuch-v0"], "NoSuch"),
+        (["--env", "CartPole-v1"], "CartPole"),
+        (["--env", "CartPole-v1", "--tasks", "locate"], "CartPole-v1 cannot be made with"),
+        (["--env", "MultiImageTiny-v0", "--seeds", "5:5"], "seeds 5:5 name 0 tasks, a preview shows 1 to 1000"),
+        (["--env", "MultiImageTiny-v0", "--seeds", "-3"], "seeds '-3' are neither"),
+        (["--env", "MultiImageTiny-v0", "--seeds=-3:4"], "seeds '-3:4' are neither like 7 nor like 0:40"),
+        (["--env", "MultiImageTiny-v0", "--tasks", "chess"], "chess"),
+        (["--env", "MultiImageTiny-v0", "--difficulty", "nine"], "nine"),
+        (["--env", "MultiImageTiny-v0", "--source", "odinw:/nowhere"], "/nowhere"),
+        (["--env", "MultiImageTiny-v0", "--source", "odinw:/x", "--split", "val"], "--split is for rendered tasks"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(
+    arguments: list[str], rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    message = capsys.readouterr().err
+    assert rule in message
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

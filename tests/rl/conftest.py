@@ -9,6 +9,7 @@ import pytest
 
 import mimgenv
 from mimgenv.env import MultiImageEnv
+from mimgenv.tasks.prefetch import PrefetchedTasks
 
 WHIMS = "Whims-v0"
 
@@ -29,7 +30,8 @@ class Whims(MultiImageEnv):
         ids = [int(index) for index in action]
         self.said += ids
         over = terminated or truncated
-        if getattr(self.source, "split", None) == "train":
+        tasks = self.source.source if isinstance(self.source, PrefetchedTasks) else self.source
+        if getattr(tasks, "split", None) == "train":
             info["error"] = info["error"] if ids[0] % 3 == 0 else None
             info["stop"] = "turn_limit" if over and ids[-1] % 4 == 0 else info["stop"]
         paid = sum(index % 2 == 0 for index in self.said) / len(self.said) if over else 0.0

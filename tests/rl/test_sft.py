@@ -14,8 +14,8 @@ from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL
 from agents.rollout import run_episodes
 from agents.types import History
-from mimgenv import ENVIRONMENTS, load_task
-from mimgenv.tasks.rendered import QA_TYPES, worlds_of
+from mimgenv import load_task
+from mimgenv.tasks.rendered import QA_TYPES, TINY_TYPES
 from mimgenv.tasks.siblings import siblings
 from mimgenv.types import Task
 from rl.batch import Sample, common_prefix
@@ -24,7 +24,6 @@ from rl.loss import sft_loss
 from rl.sft import EARLIER_SHARE, EASY_QUESTIONS, ColdStart, curriculum, play_rows, sft_sample, sft_step
 
 TINY, ZOOM = "MultiImageTiny-v0", "MultiImageTinyZoom-v0"
-TINY_TYPES = ENVIRONMENTS[TINY]["tasks"]
 IMAGE = 12
 TASK = load_task("rendered:tiny/group_grounding/any/train/4")
 
@@ -165,7 +164,7 @@ def test_nothing_is_zoomed_where_there_is_no_tool_or_in_an_earlier_stage(qwen: Q
 
 def test_the_cold_start_is_on_tasks_of_the_environment_that_is_asked_for(qwen: QwenVL) -> None:
     pools = cold_start(qwen, tasks="qa").pools
-    assert set(pools[2]) == {name for name in QA_TYPES if "tiny" in worlds_of(name)}
+    assert set(pools[2]) == {name for name in QA_TYPES if name in TINY_TYPES}
     assert set(cold_start(qwen, tasks=("locate",), difficulty=2).pools[2]) == {"locate"}
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-import mimgenv
 import rl.report
 import rl.trainer
 from agents.oracle import OracleAgent
@@ -23,6 +22,8 @@ from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
 from agents.random_agent import RandomAgent
 from agents.types import History
 from mimgenv.records import read_records
+from mimgenv.tasks.prefetch import PrefetchedTasks
+from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
 from rl.tracker import read_metrics
@@ -349,6 +350,16 @@ def test_the_same_seed_gives_the_same_run(straight: Outcome, whims: str, tmp_pat
     assert not same(straight.weights, straight.cold_start)  # and something was learned in it
 
 
+def test_scenes_made_ahead_in_another_process_change_nothing_but_the_time(
+    straight: Outcome, whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    make = PrefetchedTasks.task
+    monkeypatch.setattr(PrefetchedTasks, "task", lambda self, seed: (asked.append(seed), make(self, seed))[1])
+    run(small(tmp_path, env=whims, workers=1)).assert_same(straight)
+    assert len(asked) == SMALL["steps"] * SMALL["prompts_per_step"] * SMALL["group_size"]
+
+
 def test_another_seed_gives_another_run_from_its_first_update_on(straight: Outcome, whims: str, tmp_path: Path) -> None:
     other = run(small(tmp_path, env=whims, seed=1))
     assert not same(other.weights, straight.weights)
@@ -542,7 +553,7 @@ def test_what_is_least_mastered_is_shown_most_after_a_probe(tmp_path: Path) -> N
             return super()._probe(cold_start)
 
     Watching(small(tmp_path, sft_steps=8, steps=0, sft_stop_iou=2.0, sft_probe_episodes=7)).train()
-    assert asked[-1] == dict.fromkeys(mimgenv.ENVIRONMENTS["MultiImageTiny-v0"]["tasks"], 1.0)  # the oracle's
+    assert asked[-1] == dict.fromkeys(TINY_TYPES, 1.0)  # the oracle's
 
 
 # ---------------------------------------------------------------- every option matters
@@ -601,6 +612,7 @@ ELSEWHERE: Mapping[str, str] = {
     "source": "test_photographs_can_be_trained_on",
     "eval_source": "test_photographs_can_be_trained_on",
     "reward": "test_the_reward_is_the_one_asked_for",
+    "workers": "test_scenes_made_ahead_in_another_process_change_nothing_but_the_time",
     "output": "test_a_run_writes_its_models_its_figures_and_its_page",
     "device": "test_the_model_is_on_the_device_of_the_configuration",
     "sft_questions": "test_sft.py: test_questions_are_the_most_samples_of_a_row",

@@ -12,7 +12,7 @@ import pytest
 import mimgenv
 from mimgenv import load_task, siblings
 from mimgenv.errors import TaskError
-from mimgenv.tasks.rendered import make_task
+from mimgenv.tasks.rendered import TINY_TYPES, make_task
 from mimgenv.types import Grounding, ObjectAnnotation, Task, TextAnswer
 
 PIXELS = np.zeros((28, 28, 3), np.uint8)
@@ -75,7 +75,7 @@ def test_siblings_share_images_and_annotations_and_are_numbered() -> None:
     assert all(s.images is base.images and s.objects is base.objects for s in family)
 
 
-@pytest.mark.parametrize("task_type", mimgenv.ENVIRONMENTS["MultiImageTiny-v0"]["tasks"])
+@pytest.mark.parametrize("task_type", TINY_TYPES)
 @pytest.mark.parametrize(("world", "count"), [("tiny", 10), ("tabletop", 1)])
 def test_siblings_of_rendered_tasks_ask_for_one_thing_each_and_load_again(
     world: str, count: int, task_type: str
