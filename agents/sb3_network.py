@@ -47,6 +47,7 @@ class EpisodeFeatures(BaseFeaturesExtractor):
             _Profiles(),
             torch.nn.Linear(channels * (shape[1] // patch + shape[2] // patch), features),
             torch.nn.ReLU(),
+            torch.nn.LayerNorm(features),
         )
         self.ids = torch.nn.ModuleDict({key: _IdsReader(space[key]) for key in ("text", "turn")})
         self.mix = torch.nn.Sequential(
@@ -76,7 +77,10 @@ class _IdsReader(torch.nn.Module):
     def __init__(self, space: Any) -> None:
         super().__init__()
         self.what = torch.nn.Embedding(int(space.high.max()) + 1, self.WIDTH)
-        self.where = torch.nn.Parameter(0.1 * torch.randn(space.shape[0], self.WIDTH))
+        self.where = torch.nn.Parameter(torch.randn(space.shape[0], self.WIDTH))
+        self.norm = torch.nn.LayerNorm(self.WIDTH)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.what(ids.long()) + self.where).sum(1)
+        written = (ids < self.what.num_embeddings - 1).unsqueeze(-1)  # what is empty says nothing
+        read: torch.Tensor = self.norm((torch.relu(self.what(ids.long()) + self.where) * written).sum(1))
+        return read

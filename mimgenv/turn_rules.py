@@ -55,7 +55,7 @@ class BoundedTurn(TurnMatcher):
         self._ids: list[int] = []
         self._left, self._roomy = tokens, roomy
         self._way: Ids | None = way
-        self._ways: dict[int, Ids | None] = {}
+        self._ways_behind: dict[int, Ids | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _walked, (self._arguments, tuple(self._ids))
@@ -66,7 +66,7 @@ class BoundedTurn(TurnMatcher):
         if self._left < self._roomy and not self._ended:
             way = self._way if self._way and self._may_take(*self._way) else self.way_home() or ()
             mask[[*way[:1]]] = True
-            needed, self._ways = self._ways_behind(mask, way)
+            needed, self._ways_behind = self._look_ahead(mask, way)
             mask[mask] = needed < self._left
         return mask
 
@@ -79,8 +79,7 @@ class BoundedTurn(TurnMatcher):
         super().consume(index)
         self._ids.append(index)
         self._left -= 1
-        self._way = self._way[1:] if self._way and self._way[0] == index else self._ways.get(index)
-        self._ways = {}
+        self._way, self._ways_behind = self._ways_behind.get(index), {}
 
     def way_home(self) -> Ids | None:
         """A short end of the turn: closes what is open and answers with little. None if the codec cannot write it."""
@@ -101,8 +100,8 @@ class BoundedTurn(TurnMatcher):
             return ids == self._codec.end_ids[:1]
         return int(self._matcher.validate_tokens(ids)) == len(ids)
 
-    def _ways_behind(self, mask: Mask, way: Ids) -> tuple[npt.NDArray[np.int64], dict[int, Ids | None]]:
-        """From behind each id of the mask the way home, and how many tokens it has.
+    def _look_ahead(self, mask: Mask, way: Ids) -> tuple[npt.NDArray[np.int64], dict[int, Ids | None]]:
+        """How many tokens the way home has from behind each id of the mask, and the ways.
 
         Places that allow the same ids and have the same way home are one place, but for unlike numbers.
         """

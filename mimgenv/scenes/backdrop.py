@@ -173,7 +173,7 @@ def _other_light(made: Ground, seed: int) -> Light:
             break
     warm, green = rng.uniform(-0.1, 0.1), rng.uniform(-0.02, 0.02)
     tint = 1 + warm, 1 + green, 1 - warm
-    return Light(_sun(rng, azimuth), SUN * rng.uniform(0.7, 1.1), SKY * rng.uniform(0.8, 1.25), tint)
+    return Light(_sun(rng, azimuth), SUN * rng.uniform(0.7, 1.0), SKY * rng.uniform(0.8, 1.15), tint)
 
 
 def _either(rng: np.random.Generator) -> int:

@@ -98,6 +98,12 @@ class Camera:
         x, v = (xs - middle) * scale, (ys - middle) * scale
         return x, cosine - sine * v, -sine - cosine * v
 
+    @property
+    def picture(self) -> Rays:
+        """Directions through the middles of all pixels: x as (1, side), y and z as (side, 1)."""
+        middles = np.arange(self.side, dtype=np.float32) + np.float32(0.5)
+        return self.rays(middles[None, :], middles[:, None])
+
     def extent(self, discs: tuple[tuple[Vector, float], ...]) -> Box:
         """The box in pixels that holds some level discs, each a centre in the camera's frame and a radius.
 
@@ -105,13 +111,8 @@ class Camera:
         """
         (sine, cosine), xs, ys = self.dip, [], []
         for (x, y, z), radius in discs:
-            below = self.height - z
-            depth, down, deep, low = (
-                y * cosine + below * sine,
-                below * cosine - y * sine,
-                radius * cosine,
-                radius * sine,
-            )
+            below, deep, low = self.height - z, radius * cosine, radius * sine
+            depth, down = y * cosine + below * sine, below * cosine - y * sine
             if depth - deep < _NEAREST:
                 return NOWHERE
             # Of all k with a point of the circle at x = k · depth, the least and the greatest.

@@ -28,11 +28,10 @@ FLOORS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 }
 """Dark and pale colour of each kind of floor; all are duller than any thing."""
 
-_TILE: Final = 512  # Side of a tile of noise, in texels.
+_TILE: Final = 256  # Side of a tile of noise, in texels.
 _FAR: Final = float(1 << 14)  # A whole number of tiles: keeps texels of all that is ever seen above 0.
-_CLOUDS: Final = ((8, 0.4), (16, 0.25), (32, 0.2), (64, 0.15))  # Knots on a side of the tile, and their weight.
-_STONE: Final = ((8, 0.32), (16, 0.2), (32, 0.19), (64, 0.17), (128, 0.12))
-_TONES: Final[npt.NDArray[np.float32]] = ((np.arange(16) * 7919) & 15).astype(np.float32) * np.float32(0.3 / 15)
+_CLOUDS: Final = ((4, 0.4), (8, 0.25), (16, 0.2), (32, 0.15))  # Knots on a side of the tile, and their weight.
+_STONE: Final = ((4, 0.32), (8, 0.2), (16, 0.19), (32, 0.17), (64, 0.12))
 
 
 def linear(code: str) -> Colour:
@@ -51,7 +50,8 @@ class Axis:
 
     def at(self, x: Plane, y: Plane) -> Plane:
         """The coordinate at floor points."""
-        plane: Plane = x * self.east + (y * self.north + self.shift)
+        plane: Plane = x * np.float32(self.east)
+        plane += y * np.float32(self.north) + np.float32(self.shift)
         return plane
 
     def seen_by(self, camera: Camera) -> Axis:
@@ -62,20 +62,20 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """A pattern between two colours.
+    """A pattern in one colour, paler and darker.
 
     Attributes:
         kind: A key of `FLOORS`.
-        dark: Colour where the tone is 0.
         pale: Colour where the tone is 1.
+        dark: Share of it where the tone is 0.
         pitch: Squares or planks per world unit.
         along: Counts pairs of squares, or texels of noise.
         across: Counts pairs of squares, planks, or texels.
     """
 
     kind: str
-    dark: Colour
     pale: Colour
+    dark: float
     pitch: float
     along: Axis
     across: Axis
@@ -83,28 +83,37 @@ class Floor:
     def seen_by(self, camera: Camera, tint: Colour) -> Floor:
         """The same floor in a camera's frame and in tinted light."""
         along, across = self.along.seen_by(camera), self.across.seen_by(camera)
-        return replace(self, dark=times(self.dark, tint), pale=times(self.pale, tint), along=along, across=across)
+        return replace(self, pale=times(self.pale, tint), along=along, across=across)
 
     def tone(self, x: Plane, y: Plane, blur: Plane) -> Plane:
-        """The pattern, about in [0, 1], at floor points, averaged over about `blur` world units; shapes that go together."""
+        """The pattern, about in [0, 1], at floor points, averaged over about `blur` world units.
+
+        The shapes of the arguments need only go together.
+        """
         u, v = self.along.at(x, y), self.across.at(x, y)
         if self.kind == "check":
-            sharp = 1 / np.clip(blur * self.pitch, 1e-3, 1)
-            return 0.5 - 0.5 * _stripes(u, sharp) * _stripes(v, sharp)
+            sharp = 4 / (blur * self.pitch).clip(1e-3, 1)
+            tone = _stripes(u, sharp)
+            tone *= _stripes(v, sharp)
+            tone *= np.float32(-0.5)
+            tone += np.float32(0.5)
+            return tone
         if self.kind == "wood":
             return _planks(u, v, 0.03 + 0.5 * self.pitch * blur, 120 / self.pitch)
-        return _noise(u, v, _STONE)
+        tone = _noise(u, v, _STONE)
+        tone *= np.float32(1 / 255)
+        return tone
 
 
 def draw_floor(rng: np.random.Generator) -> Floor:
     """Any kind, any of its colours, at any turn."""
     kind = tuple(FLOORS)[rng.integers(len(FLOORS))]
     dark, pale = (linear(code) for code in FLOORS[kind][rng.integers(len(FLOORS[kind]))])
-    (sine, cosine), pitch, shift = sine_cosine(rng.uniform(0, math.pi)), rng.uniform(0.85, 1.3), rng.uniform(0, 50)
-    (along, first), (across, second) = _scales(kind, pitch)
+    (along, first), (across, second) = _scales(kind, pitch := rng.uniform(0.85, 1.3))
+    (sine, cosine), shift = sine_cosine(rng.uniform(0, math.pi)), rng.uniform(0, 50)
     u = Axis(cosine * along, sine * along, shift * along + first)
     v = Axis(-sine * across, cosine * across, shift * across + second)
-    return Floor(kind, dark, pale, pitch, u, v)
+    return Floor(kind, pale, sum(dark) / sum(pale), pitch, u, v)
 
 
 def _scales(kind: str, pitch: float) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -119,29 +128,50 @@ def times(colour: Colour, tint: Colour) -> Colour:
 
 
 def _stripes(position: Plane, sharp: Plane) -> Plane:
-    """A wave that is 1 and -1 over alternate halves, averaged over one over `sharp` halves."""
-    part = abs(position - np.floor(position) - 0.5)
-    return np.clip(part * (4 * sharp) - sharp, -1, 1)
+    """A wave that is 1 and -1 over alternate halves, averaged over four over `sharp` halves."""
+    part = position
+    part -= np.rint(position)
+    np.abs(part, out=part)
+    part -= np.float32(0.25)
+    part *= sharp
+    return part.clip(-1, 1, out=part)
 
 
 def _planks(u: Plane, v: Plane, width: Plane, texels: float) -> Plane:
     """Boards along u with a grain, a tone of their own and a dark joint of a width in boards."""
     board = np.floor(v)
-    tone = 0.7 * _noise(u + board * 109, v * texels, _CLOUDS) + _TONES.take(board.astype(np.int32) & 15)
-    joint = np.clip((abs(v - board - 0.5) - 0.5) * (1 / width) + 1, 0, 1) * (0.03 / width)
-    return tone - joint * (tone + 0.5)
+    tone = _noise(u + board * 109, v * texels, _CLOUDS)
+    tone *= np.float32(0.7 / 255)
+    own = board * np.float32(0.618)
+    own -= np.floor(own)
+    own *= np.float32(0.3)
+    tone += own
+    joint = v
+    joint -= board
+    joint -= np.float32(0.5)
+    np.abs(joint, out=joint)
+    joint *= 1 / width
+    joint -= 0.5 / width - 1
+    joint.clip(0, 1, out=joint)
+    joint *= 0.03 / width
+    tone -= joint * (tone + np.float32(0.5))
+    return tone
 
 
 def _noise(u: Plane, v: Plane, octaves: tuple[tuple[int, float], ...]) -> Plane:
-    """Smooth noise in [0, 1] at texels of a tile that repeats without end."""
-    row, column = v.astype(np.int32) & (_TILE - 1), u.astype(np.int32) & (_TILE - 1)
-    tone: Plane = _tile(octaves).take(row * _TILE + column)
+    """Smooth noise in [0, 255] at texels of a tile that repeats without end."""
+    row, column = v.astype(np.int32), u.astype(np.int32)
+    row &= _TILE - 1
+    row *= _TILE
+    column &= _TILE - 1
+    row += column
+    tone: Plane = _tile(octaves).take(row).astype(np.float32)
     return tone
 
 
 @cache
-def _tile(octaves: tuple[tuple[int, float], ...]) -> Plane:
-    """Octaves of value noise on a torus, flattened."""
+def _tile(octaves: tuple[tuple[int, float], ...]) -> npt.NDArray[np.uint8]:
+    """Octaves of value noise on a torus, flattened; small enough to stay in a processor's cache."""
     texel = np.arange(_TILE, dtype=np.int32)
     total = np.zeros((_TILE, _TILE), np.float32)
     for cells, weight in octaves:
@@ -151,7 +181,7 @@ def _tile(octaves: tuple[tuple[int, float], ...]) -> Plane:
         knots = _hashed(cells)
         rows = knots[cell] * (1 - part[:, None]) + knots[(cell + 1) % cells] * part[:, None]
         total += weight * (rows[:, cell] * (1 - part) + rows[:, (cell + 1) % cells] * part)
-    flat: Plane = np.clip(1.6 * total - 0.3, 0, 1).reshape(-1)
+    flat = ((1.6 * total - 0.3).clip(0, 1) * 255).astype(np.uint8).reshape(-1)
     flat.flags.writeable = False
     return flat
 

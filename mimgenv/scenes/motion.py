@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import Camera
+from mimgenv.scenes.camera import Camera, sine_cosine
 from mimgenv.scenes.places import GAP, Placed, clear, inside, seen_from
 from mimgenv.scenes.scene import Thing
 
@@ -40,16 +40,15 @@ class Motion:
 
 
 MOTIONS: Final[dict[int, Motion]] = {
-    1: Motion((0.9, 1.6), 0.5, 0.1, 0.0),
-    2: Motion((1.0, 1.9), 0.5, 0.2, 0.2),
-    3: Motion((1.1, 2.2), 0.6, 0.3, 0.3),
-    4: Motion((1.2, 2.5), 0.6, 0.4, 0.4),
-    5: Motion((1.3, 2.8), 0.7, 0.5, 0.5),
+    1: Motion((1.0, 1.7), 0.5, 0.1, 0.0),
+    2: Motion((1.1, 1.9), 0.5, 0.2, 0.2),
+    3: Motion((1.2, 2.2), 0.6, 0.3, 0.3),
+    4: Motion((1.3, 2.5), 0.6, 0.4, 0.4),
+    5: Motion((1.4, 2.8), 0.7, 0.5, 0.5),
 }
 """Harder motions are wider and more bent, more things move, and they hide each other longer."""
 
 _INSTANTS: Final = 24  # A path is looked at this often or more, so that nothing slips through another thing.
-_SHIFT: Final = 10 / 224  # Least distance between a mover's first and last place in the picture, in picture sides.
 _TRIES: Final = 24  # Paths tried for one thing.
 
 
@@ -60,17 +59,14 @@ class Moving:
     Attributes:
         thing: As it is at first.
         path: At every instant.
-        seen: At every moment that becomes a picture.
+        steps: Those instants of the path that become pictures: its moments.
+        seen: The thing at every moment.
     """
 
     thing: Thing
     path: Path
+    steps: Path
     seen: tuple[Placed, ...]
-
-    @property
-    def steps(self) -> Path:
-        """Where it is at every moment, (moments, 2)."""
-        return np.array([placed.thing.position for placed in self.seen])
 
 
 def move(
@@ -78,74 +74,75 @@ def move(
 ) -> tuple[tuple[Thing, ...], ...] | None:
     """One attempt: the things at each of two or more moments, the first as they are; None where one found no path."""
     low = max(1, math.ceil(motion.movers * len(things)))
-    order = rng.permutation(len(things))
+    order = rng.permutation(len(things)).tolist()
     still = len(things) - int(rng.integers(low, len(things) + 1))
     settled: dict[int, Moving] = {}
-    for place, index in enumerate(order.tolist()):
-        resting = place < still
-        ways = _resting(things[index], moments) if resting else _curves(rng, things[index], moments, motion)
-        for path in ways:
-            new = _moving(camera, things[index], path, moments)
-            if (resting or _shifts(new, camera)) and _joins(camera, list(settled.values()), new, motion):
-                settled[index] = new
-                break
-        else:
+    for place, index in enumerate(order):
+        thing = things[index]
+        ways = [_resting(thing, moments)] if place < still else _curves(rng, thing, moments, motion)
+        joined = (_join(camera, list(settled.values()), thing, path, moments, motion) for path in ways)
+        new = next((moving for moving in joined if moving is not None), None)
+        if new is None:
             return None
+        settled[index] = new
     return tuple(tuple(settled[i].seen[moment].thing for i in range(len(things))) for moment in range(moments))
 
 
-def _times(moments: int) -> npt.NDArray[np.float64]:
-    """Instants from 0 to 1; every moment is one of them."""
-    return np.linspace(0, 1, (moments - 1) * -(-_INSTANTS // (moments - 1)) + 1)
+def _times(moments: int) -> Path:
+    """Instants from 0 to 1, (instants, 1); every moment is one of them."""
+    stride = -(-_INSTANTS // (moments - 1))
+    return (np.arange((moments - 1) * stride + 1) / ((moments - 1) * stride))[:, None]
 
 
-def _resting(thing: Thing, moments: int) -> Iterator[Path]:
-    yield np.tile(np.array(thing.position), (len(_times(moments)), 1))
+def _resting(thing: Thing, moments: int) -> Path:
+    return np.tile(np.array(thing.position), (len(_times(moments)), 1))
 
 
 def _curves(rng: np.random.Generator, thing: Thing, moments: int, motion: Motion) -> Iterator[Path]:
     """Parabolas from where a thing stands."""
-    times, start = _times(moments)[:, None], np.array(thing.position)
+    times = _times(moments)
     for _ in range(_TRIES):
-        angle, reach = rng.uniform(-math.pi, math.pi), rng.uniform(*motion.travel)
-        way = reach * np.array([math.cos(angle), math.sin(angle)])
-        control = way / 2 + rng.uniform(-motion.bend, motion.bend) * np.array([-way[1], way[0]])
-        yield start + 2 * times * (1 - times) * control + times * times * way
+        sine, cosine = sine_cosine(rng.uniform(-math.pi, math.pi))
+        reach, bend = rng.uniform(*motion.travel), rng.uniform(-motion.bend, motion.bend)
+        way = np.array((reach * cosine, reach * sine))
+        control = way / 2 + bend * np.array((-way[1], way[0]))
+        yield np.array(thing.position) + 2 * times * (1 - times) * control + times * times * way
 
 
-def _moving(camera: Camera, thing: Thing, path: Path, moments: int) -> Moving:
-    """A thing at all moments; at the first exactly as it is."""
-    stride = (len(path) - 1) // (moments - 1)
-    places = [thing, *(replace(thing, position=(float(x), float(y))) for x, y in path[stride::stride])]
-    return Moving(thing, path, tuple(seen_from(camera, place) for place in places))
+def _join(
+    camera: Camera, settled: Sequence[Moving], thing: Thing, path: Path, moments: int, motion: Motion
+) -> Moving | None:
+    """A thing on its way among those already on theirs; None where that cannot be."""
+    steps = path[:: (len(path) - 1) // (moments - 1)]
+    if not all(_apart(thing, path, other) and _told_apart(thing, steps, other) for other in settled):
+        return None
+    places = [thing, *(replace(thing, position=(float(x), float(y))) for x, y in steps[1:])]
+    seen = tuple(seen_from(camera, place) for place in places)
+    if not all(inside(placed.box, camera.side) for placed in seen):
+        return None
+    spoilt = 0
+    for moment, placed in enumerate(seen):
+        if not clear(camera, [other.seen[moment] for other in settled], placed, 1.0):
+            spoilt += 1
+            if moment == moments - 1 or spoilt > motion.hidden * (moments - 2):
+                return None
+    return Moving(thing, path, steps, seen)
 
 
-def _shifts(new: Moving, camera: Camera) -> bool:
-    """Whether it is seen to have moved."""
-    (x, y), (later_x, later_y) = (camera.project((*new.seen[end].thing.position, 0.0)) for end in (0, -1))
-    return math.hypot(later_x - x, later_y - y) >= _SHIFT * camera.side
-
-
-def _joins(camera: Camera, settled: Sequence[Moving], new: Moving, motion: Motion) -> bool:
-    """Whether a thing can go its way among those already on theirs."""
-    if not all(inside(placed.box, camera.side) for placed in new.seen):
-        return False
-    if not all(_apart(new, other) and _told_apart(new, other) for other in settled):
-        return False
-    spoilt = [not clear(camera, [other.seen[i] for other in settled], one, 1.0) for i, one in enumerate(new.seen)]
-    return not spoilt[-1] and sum(spoilt) <= motion.hidden * (len(spoilt) - 2)
-
-
-def _apart(one: Moving, other: Moving) -> bool:
+def _apart(thing: Thing, path: Path, other: Moving) -> bool:
     """Whether two things never come close."""
-    gap = (one.thing.size + other.thing.size) / 2 + GAP
-    away = one.path - other.path
-    return bool(((away * away).sum(1) >= gap * gap).all())
+    gap = (thing.size + other.thing.size) / 2 + GAP
+    return bool((_squared(path - other.path) >= gap * gap).all())
 
 
-def _told_apart(one: Moving, other: Moving) -> bool:
+def _told_apart(thing: Thing, steps: Path, other: Moving) -> bool:
     """Whether the nearest thing of its kind at the next moment is always itself, by far."""
-    if one.thing.kind != other.thing.kind:
+    if thing.kind != other.thing.kind:
         return True
-    step = np.maximum(*(np.hypot(*np.diff(moving.steps, axis=0).T) for moving in (one, other)))
-    return bool((step < 0.5 * np.hypot(*(one.steps - other.steps)[1:].T)).all())
+    step = np.maximum(_squared(np.diff(steps, axis=0)), _squared(np.diff(other.steps, axis=0)))
+    return bool((4 * step < _squared((steps - other.steps)[1:])).all())
+
+
+def _squared(ways: Path) -> npt.NDArray[np.float64]:
+    squares: npt.NDArray[np.float64] = ways[:, 0] * ways[:, 0] + ways[:, 1] * ways[:, 1]
+    return squares

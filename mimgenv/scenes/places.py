@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mimgenv.geometry import area, intersection
 from mimgenv.scenes.camera import Camera, Rays
 from mimgenv.scenes.scene import Kind, Thing
-from mimgenv.scenes.shapes import MISS, SOLIDS, Cylinder, Solid
+from mimgenv.scenes.shapes import Cylinder
 from mimgenv.types import Box
 
 
@@ -49,14 +49,12 @@ MARGIN: Final = 5 / 224
 """Least distance from the edge of the picture, in picture sides."""
 LEAST: Final = 26 / 224
 """Least side of the box that holds a thing of any shape, in picture sides; the thing itself fills 2/3 of it or more."""
-SEEN: Final = 14 / 224
-"""Least side of what is seen of a thing, in picture sides."""
-VISIBLE: Final = 0.58
-"""Least visibility of a thing, by every second pixel of every second row."""
+HIDDEN: Final = 0.36
+"""Greatest share of the cylinder that holds a thing of any shape that such cylinders before it may hide."""
 GAP: Final = 0.12
 """Least free floor between two things, in world units."""
 
-_GRAZED: Final = 0.12  # A thing is seen well if nearer boxes cover no more than this share of its box.
+_GRAZED: Final = 0.28  # If nearer boxes cover no more than this share of a box, no more than `HIDDEN` is hidden.
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,29 +143,18 @@ def _covers(one: Placed, other: Placed) -> bool:
 
 
 def _seen_behind(camera: Camera, one: Placed, before: Sequence[Placed]) -> bool:
-    """Whether enough of a thing of any shape is seen behind nearer ones of any shape.
-
-    Follows rays that the renderer will, so what holds here holds in the picture.
-    """
-    left, top, right, bottom = one.box
-    xs, ys = np.arange(int(left), right + 1, 2, np.float32), np.arange(int(top), bottom + 1, 2, np.float32)
+    """Whether nearer things hide little of one, by every second pixel of every second row."""
+    left, top, right, bottom = map(int, one.box)
+    xs, ys = np.arange(left, right + 1, 2, dtype=np.float32), np.arange(top, bottom + 1, 2, dtype=np.float32)
     rays = camera.rays(xs[None, :] + np.float32(0.5), ys[:, None] + np.float32(0.5))
-    hidden = np.zeros((len(ys), len(xs)), np.bool_)
+    whole = _held(camera, one, rays)
+    hidden = np.zeros_like(whole)
     for other in before:
-        hidden |= _meets(camera, other, Cylinder(other.thing.size / 2, other.thing.size), rays)
-    for solid in SOLIDS.values():
-        whole = _meets(camera, one, solid(one.thing.size, one.thing.turn - camera.turn), rays)
-        seen = whole & ~hidden
-        if np.count_nonzero(seen) < VISIBLE * np.count_nonzero(whole) or 2 * _least_side(seen) < SEEN * camera.side:
-            return False
-    return True
+        hidden |= _held(camera, other, rays)
+    return bool(np.count_nonzero(whole & hidden) <= HIDDEN * np.count_nonzero(whole))
 
 
-def _meets(camera: Camera, placed: Placed, solid: Solid, rays: Rays) -> npt.NDArray[np.bool_]:
-    """Which rays meet a solid that stands where a thing does."""
-    return solid.hit((-placed.place[0], -placed.place[1], camera.height), rays)[0] < MISS
-
-
-def _least_side(mask: npt.NDArray[np.bool_]) -> int:
-    """The smaller side of a mask's extent."""
-    return min(int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 if mask.any() else 0 for axis in (0, 1))
+def _held(camera: Camera, placed: Placed, rays: Rays) -> npt.NDArray[np.bool_]:
+    """Which rays meet the cylinder that holds a thing of any shape."""
+    cylinder = Cylinder(placed.thing.size / 2, placed.thing.size)
+    return cylinder.hit((-placed.place[0], -placed.place[1], camera.height), rays).met

@@ -16,8 +16,8 @@ import numpy as np
 from mimgenv.scenes.backdrop import Backdrop, Light
 from mimgenv.scenes.camera import Plane, Rays, Vector
 from mimgenv.scenes.floor import WHITE, Colour, linear, times
-from mimgenv.scenes.sight import FACES, Body, Indices, Seen, Sight, window
-from mimgenv.scenes.stage import floor_points, picture_rays
+from mimgenv.scenes.sight import FACES, Body, Seen, Sight, Window, middles, window
+from mimgenv.scenes.stage import doubled, floor_points
 from mimgenv.types import Box
 
 PALETTE: Final[dict[str, Colour]] = {
@@ -61,58 +61,79 @@ class Surface:
         return np.repeat(np.array(list(values), np.float32), self.counts)
 
 
-def shade_floor(bodies: Sequence[Body], scenery: Backdrop, wall: Plane, colour: Plane) -> None:
-    """Darkens the floor around things, and where they stand in the sun's way; `wall` is that of `Stage`."""
-    camera = scenery.camera
-    rays = picture_rays(camera)
-    x, y, _ = floor_points(camera, rays[0], (rays[1], rays[2]))
-    taken, near = np.zeros((2, camera.side, camera.side), np.float32)
-    windows = []
-    for body in bodies:
-        if not body.thing.pasted:
-            part = window(_darkened(body, scenery), camera.side)
-            east, north = x[part] - np.float32(body.x), y[part[0]] - np.float32(body.y)
-            np.maximum(taken[part], _shadow(body, east, north, scenery.light.slant), out=taken[part])
-            np.maximum(near[part], _haze(body, east, north), out=near[part])
-            windows.append(part)
-    if windows:
-        rows = slice(min(part[0].start for part in windows), max(part[0].stop for part in windows))
-        colour[:, rows] *= _floor_light(taken[rows], near[rows], scenery.light, wall[rows])
+def shade_floor(bodies: Sequence[Body], scenery: Backdrop, floor: Plane) -> None:
+    """Darkens the floor around things, and where they stand in the sun's way."""
+    camera, slant = scenery.camera, scenery.light.slant
+    parts = [(body, window(_darkened(body, scenery), camera.side)) for body in bodies if not body.thing.pasted]
+    if not parts:
+        return
+    rows, columns = _around([part for _, part in parts])
+    # Shadows are soft: one ray for two by two pixels will do.
+    across, down = (np.arange(span.start + 1, span.stop + 1, 2, dtype=np.float32) for span in (columns, rows))
+    ray_x, ray_y, ray_z = camera.rays(across[None, :], down[:, None])
+    x, y, _ = floor_points(camera, ray_x, (ray_y, ray_z))
+    taken, near = np.zeros((2, *x.shape), np.float32)
+    for body, part in parts:
+        part = _halved(part, (rows, columns))
+        east, north = x[part] - np.float32(body.x), y[part[0]] - np.float32(body.y)
+        np.maximum(taken[part], _shadow(body, east, north, slant), out=taken[part])
+        np.maximum(near[part], _haze(body, east, north), out=near[part])
+    floor = floor[rows, columns]
+    floor *= doubled(_floor_light(taken, near, scenery.light))[: floor.shape[0], : floor.shape[1]]
 
 
-def shade_things(bodies: Sequence[Body], scenery: Backdrop, sight: Sight, found: Seen, colour: Plane) -> None:
-    """Paints the middle of every pixel that shows a thing."""
-    planes = colour.reshape(3, -1)
+def _around(windows: Sequence[Window]) -> Window:
+    """A window that holds some others with a margin; it starts at an even row and column."""
+    rows, columns = (
+        slice(max(0, min(w[axis].start for w in windows) // 2 * 2 - 2), max(w[axis].stop for w in windows) + 2)
+        for axis in (0, 1)
+    )
+    return rows, columns
+
+
+def _halved(inner: Window, outer: Window) -> Window:
+    """A window, counted in steps of two from the start of one around it."""
+    rows, columns = (
+        slice((i.start - o.start) // 2, (i.stop - o.start + 1) // 2) for i, o in zip(inner, outer, strict=True)
+    )
+    return rows, columns
+
+
+def shade_things(bodies: Sequence[Body], scenery: Backdrop, sight: Sight, found: Seen) -> Plane:
+    """Red, green and blue of all pixels whose middle shows a thing, in the order of `found`: (3, pixels)."""
+    inks, tint = np.empty((3, len(found.at)), np.float32), scenery.light.tint
+    bright = _column((WHITE, WHITE, WHITE), tint)
     for material, shader in SHADERS.items():
         chosen = [i for i, body in enumerate(bodies) if body.thing.kind.material == material]
-        if not chosen:
-            continue
-        at = np.concatenate([found.at[found.parts[i]] for i in chosen])
-        surface = _surface(bodies, chosen, scenery, sight, at)
-        diffuse, white = shader(surface, scenery)
-        inks = [times(PALETTE[body.thing.kind.colour], scenery.light.tint) for body in surface.bodies]
-        for plane, ink, tint in zip(planes, zip(*inks, strict=True), scenery.light.tint, strict=True):
-            plane[at] = np.clip(surface.each(ink) * diffuse + white * np.float32(WHITE * tint), 0, np.float32(WHITE))
+        if chosen:
+            surface = _surface(bodies, chosen, scenery, sight, found)
+            own, white = shader(surface, scenery)
+            begin = 0
+            for body, part in zip(surface.bodies, (found.parts[i] for i in chosen), strict=True):
+                here = slice(begin, begin := begin + part.stop - part.start)
+                inks[:, part] = _column(PALETTE[body.thing.kind.colour], tint) * own[here] + bright * white[here]
+    return inks.clip(0, np.float32(WHITE), out=inks)
 
 
-def _surface(bodies: Sequence[Body], chosen: list[int], scenery: Backdrop, sight: Sight, at: Indices) -> Surface:
-    """What is seen at some places, which show the chosen things one after another."""
-    camera, codes, depth = scenery.camera, sight.codes.take(at), sight.depth.take(at)
-    rows = at // camera.side
-    half = np.float32(0.5)
-    gaze = camera.rays((at - rows * camera.side).astype(np.float32) + half, rows.astype(np.float32) + half)
+def _column(colour: Colour, tint: Colour) -> Plane:
+    return np.array(times(colour, tint), np.float32)[:, None]
+
+
+def _surface(bodies: Sequence[Body], chosen: Sequence[int], scenery: Backdrop, sight: Sight, found: Seen) -> Surface:
+    """What is seen of some of the things, one after another."""
+    mine, places = tuple(bodies[i] for i in chosen), [found.at[found.parts[i]] for i in chosen]
+    counts, at, camera = tuple(map(len, places)), np.concatenate(places), scenery.camera
+    depth, faces = sight.depth.take(at), sight.codes.take(at) & np.int16(FACES - 1)
+    normal, taken = np.empty((3, len(at)), np.float32), np.zeros(len(at), np.float32)
+    gaze = camera.rays(*(axis.take(at) for axis in middles(camera.side)))
     point = gaze[0] * depth, gaze[1] * depth, gaze[2] * depth + np.float32(camera.height)
-    faces, normal, taken = codes % FACES, np.empty((3, len(at)), np.float32), np.zeros(len(at), np.float32)
-    counts = np.bincount(codes // FACES, minlength=len(bodies) + 1)
     begin = 0
-    for index in chosen:
-        part = slice(begin, begin := begin + int(counts[index + 1]))
+    for body, count in zip(mine, counts, strict=True):
+        part = slice(begin, begin := begin + count)
         x, y, z = (axis[part] for axis in point)
-        body = bodies[index]
         normal[0, part], normal[1, part], normal[2, part] = body.solid.normal((x - body.x, y - body.y, z), faces[part])
         _shade_from(bodies, body, scenery.light.slant, (x, y, z), taken[part])
-    mine = tuple(bodies[index] for index in chosen)
-    return Surface(mine, tuple(counts[[i + 1 for i in chosen]].tolist()), point, gaze, tuple(normal), taken)
+    return Surface(mine, counts, point, gaze, (normal[0], normal[1], normal[2]), _softened(taken))
 
 
 def _rubber(surface: Surface, scenery: Backdrop) -> tuple[Plane, Plane]:
@@ -138,7 +159,7 @@ SHADERS: Final[dict[str, Callable[[Surface, Backdrop], tuple[Plane, Plane]]]] = 
 def _lit(surface: Surface, scenery: Backdrop) -> tuple[Plane, Plane, Plane]:
     """How squarely the sun meets each point, all light on it, and how open it lies to the sky."""
     light = scenery.light
-    sunlit = np.clip(_dot(surface.normal, light.sun), 0, 1) * (1 - surface.taken)
+    sunlit = _dot(surface.normal, light.sun).clip(0, 1) * (1 - surface.taken)
     # Light from above, and a little back from the floor; both are less in the narrow place by the floor.
     low = surface.point[2] * surface.each(6 / body.thing.size for body in surface.bodies)
     clear = 1 - 0.45 / (1 + low)
@@ -150,10 +171,10 @@ def _gloss(surface: Surface, scenery: Backdrop, sunlit: Plane, squarings: int) -
     (sine, cosine), (x, y, z) = scenery.camera.dip, scenery.light.sun
     y, z = y - cosine, z + sine  # Half-way between the sun and the camera, which is far off.
     scale = 1 / math.sqrt(x * x + y * y + z * z)
-    value = np.clip(_dot(surface.normal, (x * scale, y * scale, z * scale)), 0, 1)
+    value = _dot(surface.normal, (x * scale, y * scale, z * scale)).clip(0, 1)
     for _ in range(squarings):
         value *= value
-    value *= np.clip(4 * sunlit, 0, 1)
+    value *= (4 * sunlit).clip(0, 1)
     return value
 
 
@@ -163,12 +184,12 @@ def _mirror(surface: Surface, scenery: Backdrop) -> tuple[Plane, Plane]:
     towards = gx * nx + gy * ny + gz * nz
     twice = 2 * towards
     up = gz - twice * nz
-    reach = np.clip(z / np.clip(-up, 0.05, 2), 0, 12)
+    reach = (z / (-up).clip(0.05, 2)).clip(0, 12)
     # The pattern alone: a dark floor would turn a yellow cone olive.
     tone = scenery.floor.tone(x + (gx - twice * nx) * reach, y + (gy - twice * ny) * reach, 0.02 + 0.03 * reach)
     floor = (0.42 + 0.34 * tone) / (1 + 0.02 * (reach * reach))
-    room = 0.45 + 0.75 * np.clip(up, 0, 1)
-    return np.clip(-towards, 0, 1), floor + (room - floor) * np.clip(up * 12 + 0.5, 0, 1)
+    room = 0.45 + 0.75 * up.clip(0, 1)
+    return (-towards).clip(0, 1), floor + (room - floor) * (up * 12 + 0.5).clip(0, 1)
 
 
 def _streaks(surface: Surface, scenery: Backdrop) -> Plane:
@@ -177,7 +198,7 @@ def _streaks(surface: Surface, scenery: Backdrop) -> Plane:
     # The picture's x and a little of its y, from the middle of the thing.
     middles = surface.each(body.x - 0.55 * (sine * body.y + 0.45 * cosine * body.thing.size) for body in bodies)
     slanting = (x - (0.55 * sine) * y - (0.55 * cosine) * z - middles) * surface.each(1 / b.thing.size for b in bodies)
-    broad, narrow = np.clip(2 - abs(slanting + 0.10) * 28, 0, 1), np.clip(1.5 - abs(slanting - 0.06) * 50, 0, 1)
+    broad, narrow = (2 - abs(slanting + 0.10) * 28).clip(0, 1), (1.5 - abs(slanting - 0.06) * 50).clip(0, 1)
     return 0.55 * broad + 0.40 * narrow
 
 
@@ -192,37 +213,37 @@ def _shadow(body: Body, x: Plane, y: Plane, slant: tuple[float, float]) -> Plane
     """How much of the sun a thing takes from floor points relative to it, if cut to [0, 1]; softer away from it."""
     east, north = slant
     scale = 0.24 / max(east * east + north * north, 1e-9)
-    width = np.clip(x * (east * scale) + y * (north * scale), 0, 0.24 * body.thing.size) + 0.06 * body.thing.size
+    width = (x * (east * scale) + y * (north * scale)).clip(0, 0.24 * body.thing.size) + 0.06 * body.thing.size
     share: Plane = 0.5 - body.solid.shadow(x, y, slant) / width
     return share
 
 
 def _haze(body: Body, x: Plane, y: Plane) -> Plane:
     """How near floor points relative to it are to a thing, if cut to [0, 1]."""
-    radius, scale = body.solid.hull[0], 1 / (_HAZE * body.thing.size)
-    near: Plane = (1 + radius * scale) - np.sqrt(x * x + y * y) * scale
+    radius, reach = body.solid.hull[0], body.solid.hull[0] + _HAZE * body.thing.size
+    scale = 1 / (reach * reach - radius * radius)
+    near: Plane = (reach * reach * scale - y * y * scale) - x * x * scale
     return near
 
 
 def _softened(share: Plane) -> Plane:
-    share = np.clip(share, 0, 1)
-    return share * share * (3 - 2 * share)
+    share = share.clip(0, 1)
+    soft: Plane = share * share * (3 - 2 * share)
+    return soft
 
 
-def _floor_light(taken: Plane, near: Plane, light: Light, wall: Plane) -> Plane:
-    """What is left of the floor's light; all of it where there is wall."""
-    sky, near = light.sky / light.level, np.clip(near, 0, 1)
-    left = sky * (1 - 0.6 * (near * near)) + (1 - sky) * (1 - _softened(taken))
-    left[: len(wall)] += (1 - left[: len(wall)]) * wall
-    return left
+def _floor_light(taken: Plane, near: Plane, light: Light) -> Plane:
+    """What is left of the floor's light."""
+    sky, near = np.float32(light.sky / light.level), near.clip(0, 1)
+    return sky * (1 - np.float32(0.6) * (near * near)) + (1 - sky) * (1 - _softened(taken))
 
 
 def _shade_from(bodies: Sequence[Body], body: Body, slant: tuple[float, float], points: Rays, taken: Plane) -> None:
-    """Enters how much of the sun other things take from points of one."""
+    """Enters how much of the sun other things take from points of one, if cut to [0, 1]."""
     for other in bodies:
         if other is not body and not other.thing.pasted and _may_shade(other, body, slant):
             x, y = (axis + step * points[2] for axis, step in zip(points, slant, strict=False))
-            np.maximum(taken, _softened(_shadow(other, x - other.x, y - other.y, slant)), out=taken)
+            np.maximum(taken, _shadow(other, x - other.x, y - other.y, slant), out=taken)
 
 
 def _may_shade(one: Body, other: Body, slant: tuple[float, float]) -> bool:
@@ -230,8 +251,8 @@ def _may_shade(one: Body, other: Body, slant: tuple[float, float]) -> bool:
     east, north = other.x - one.x, other.y - one.y
     along, across = east * slant[0] + north * slant[1], east * slant[1] - north * slant[0]
     steep = slant[0] * slant[0] + slant[1] * slant[1]
-    reach = (0.7 * (one.thing.size + other.thing.size)) ** 2 * steep
-    return along > 0 and across * across < reach and along * along < (one.thing.size * steep + reach**0.5) ** 2
+    length, reach = math.sqrt(steep), one.solid.hull[0] + other.solid.hull[0] + 0.15 * one.thing.size
+    return 0 < along < length * (length * one.solid.hull[1] + reach) and abs(across) < length * reach
 
 
 def _dot(rays: Rays, vector: Vector) -> Plane:

@@ -1,4 +1,4 @@
-"""The solids of the table-top: where a ray meets each, its normals, and the outline of the shadow it casts on the floor.
+"""The solids of the table-top: where a ray meets each, its normals, and the outline of its shadow on the floor.
 
 Every solid of diameter d stands on the floor at the origin of its own frame, inside the upright cylinder of diameter d
 and height d: placing that cylinder places any of them. Knows nothing of colour, of pictures or of other solids. Array
@@ -10,19 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mimgenv.scenes.camera import Plane, Rays, Vector, sine_cosine
 
-MISS: Final = np.float32(np.inf)
-
-Faces = npt.NDArray[np.int16]
+Faces: TypeAlias = npt.NDArray[np.integer[Any]]
 """Which smooth part of a surface each ray meets, from 0; creases lie where it changes."""
 
 Number = TypeVar("Number", float, Plane)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What rays meet.
+
+    Attributes:
+        met: Whether a ray meets the solid.
+        distance: In lengths of the ray's direction; of no meaning where it misses.
+        faces: As `Faces`; of no meaning where it misses.
+    """
+
+    met: npt.NDArray[np.bool_]
+    distance: Plane
+    faces: Faces
 
 
 class Solid(Protocol):
@@ -33,12 +46,8 @@ class Solid(Protocol):
         """Radius and height of the narrowest upright cylinder around it."""
         ...
 
-    def hit(self, origin: Vector, rays: Rays) -> tuple[Plane, Faces]:
-        """Follows rays from `origin`, which lies outside and above the solid, downwards.
-
-        Returns:
-            Distances in lengths of the ray's direction, `MISS` where it meets nothing; and faces.
-        """
+    def hit(self, origin: Vector, rays: Rays) -> Hit:
+        """Follows rays downwards from `origin`, which lies outside and above the solid."""
         ...
 
     def normal(self, points: Rays, faces: Faces) -> Rays:
@@ -56,7 +65,7 @@ class Solid(Protocol):
         ...
 
 
-_ROUND: Final[Faces] = np.zeros((), np.int16)  # The faces of what has but one.
+_ROUND: Final[Faces] = np.zeros((), np.int8)  # The faces of what has but one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +79,12 @@ class Sphere:
         """See `Solid`."""
         return self.radius, 2 * self.radius
 
-    def hit(self, origin: Vector, rays: Rays) -> tuple[Plane, Faces]:
+    def hit(self, origin: Vector, rays: Rays) -> Hit:
         """See `Solid`."""
         (x, y, z), (dx, dy, dz) = (origin[0], origin[1], origin[2] - self.radius), rays
         a, b = dx * dx + (dy * dy + dz * dz), x * dx + (y * dy + z * dz)
         distance = _first_root(a, b, x * x + y * y + z * z - self.radius * self.radius)
-        return np.where(distance > 0, distance, MISS), _ROUND
+        return Hit(distance > 0, distance, _ROUND)
 
     def normal(self, points: Rays, faces: Faces) -> Rays:
         """See `Solid`."""
@@ -110,7 +119,7 @@ class Cube:
         """See `Solid`."""
         return self.half * math.sqrt(2), 2 * self.half
 
-    def hit(self, origin: Vector, rays: Rays) -> tuple[Plane, Faces]:
+    def hit(self, origin: Vector, rays: Rays) -> Hit:
         """See `Solid`; faces are 0 and 1 on the sides and 2 on top."""
         ox, oy = self._turned(origin[0], origin[1])
         dx, dy = self._turned(rays[0], rays[1])
@@ -118,8 +127,8 @@ class Cube:
         enter_z, leave_z = (2 * self.half - origin[2]) / rays[2], -origin[2] / rays[2]
         side = np.maximum(enter_x, enter_y)
         near, far = np.maximum(side, enter_z), np.minimum(np.minimum(leave_x, leave_y), leave_z)
-        faces = np.where(enter_z >= side, np.int16(2), enter_y > enter_x)
-        return np.where((near < far) & (near > 0), near, MISS), faces
+        faces = np.where(enter_z >= side, np.int8(2), enter_y > enter_x)
+        return Hit((near < far) & (near > 0), near, faces)
 
     def normal(self, points: Rays, faces: Faces) -> Rays:
         """See `Solid`."""
@@ -159,7 +168,7 @@ class Cylinder:
         """See `Solid`."""
         return self.radius, self.height
 
-    def hit(self, origin: Vector, rays: Rays) -> tuple[Plane, Faces]:
+    def hit(self, origin: Vector, rays: Rays) -> Hit:
         """See `Solid`; face 0 is round, 1 is the top."""
         (x, y, z), (dx, dy, dz) = origin, rays
         a, b, c = dx * dx + dy * dy, x * dx + y * dy, x * x + y * y - self.radius * self.radius
@@ -169,7 +178,7 @@ class Cylinder:
         top, bottom = (self.height - z) / dz, -z / dz
         near = np.maximum(enter, top)
         met = (near < np.minimum(leave, bottom)) & (near > 0)
-        return np.where(met, near, MISS), (top >= enter).astype(np.int16)
+        return Hit(met, near, (top >= enter).view(np.int8))
 
     def normal(self, points: Rays, faces: Faces) -> Rays:
         """See `Solid`."""
@@ -181,7 +190,7 @@ class Cylinder:
         """See `Solid`; a disc swept along a line."""
         east, north = slant[0] * self.height, slant[1] * self.height
         scale = 1 / max(east * east + north * north, 1e-9)
-        share = np.clip(x * (east * scale) + y * (north * scale), 0, 1)
+        share = (x * (east * scale) + y * (north * scale)).clip(0, 1)
         x, y = x - share * east, y - share * north
         distance: Plane = np.sqrt(x * x + y * y) - self.radius
         return distance
@@ -199,7 +208,7 @@ class Cone:
         """See `Solid`."""
         return self.radius, self.height
 
-    def hit(self, origin: Vector, rays: Rays) -> tuple[Plane, Faces]:
+    def hit(self, origin: Vector, rays: Rays) -> Hit:
         """See `Solid`."""
         (x, y, z), (dx, dy, dz) = (origin[0], origin[1], origin[2] - self.height), rays
         steep = (self.radius / self.height) ** 2
@@ -208,30 +217,30 @@ class Cone:
         distance = _first_root(a, b, x * x + y * y - steep * (z * z))
         height = z + dz * distance
         met = (height <= 0) & (height >= -self.height) & (distance > 0)
-        return np.where(met, distance, MISS), _ROUND
+        return Hit(met, distance, _ROUND)
 
     def normal(self, points: Rays, faces: Faces) -> Rays:
         """See `Solid`."""
         slope = self.radius / self.height
         level = 1 / math.sqrt(1 + slope * slope)
-        scale = level / np.clip(slope * self.height - slope * points[2], 1e-3 * self.radius, self.radius)
+        scale = level / np.sqrt(points[0] * points[0] + (points[1] * points[1] + np.float32(1e-9)))
         return points[0] * scale, points[1] * scale, np.full(scale.shape, slope * level, np.float32)
 
     def shadow(self, x: Plane, y: Plane, slant: tuple[float, float]) -> Plane:
         """See `Solid`; the hull of a disc and the tip's shadow."""
         east, north = slant[0] * self.height, slant[1] * self.height
         reach = math.sqrt(east * east + north * north)
-        disc = np.sqrt(x * x + y * y) - self.radius
         if reach <= self.radius:
-            distance: Plane = disc
-            return distance
+            disc: Plane = np.sqrt(x * x + y * y) - self.radius
+            return disc
         east, north, sine = east / reach, north / reach, self.radius / reach
-        cosine = math.sqrt(1 - sine * sine)
+        steep = sine / math.sqrt(1 - sine * sine)
         across, along = abs(x * north - y * east), x * east + y * north
-        behind, flank = along * cosine - across * sine, across * cosine + along * sine - self.radius
-        beyond = along - reach
-        tip = np.sqrt(across * across + beyond * beyond)
-        return np.where(behind < 0, disc, np.where(behind > cosine * reach, tip, flank))
+        # The outline is that of discs along the way to the tip's shadow, which shrink to nothing.
+        share = ((along - across * steep) * (1 / reach)).clip(0, 1)
+        along -= share * reach
+        distance: Plane = np.sqrt(across * across + along * along) + (share - 1) * self.radius
+        return distance
 
 
 def _first_root(a: Plane, b: Plane, c: float) -> Plane:

@@ -1,6 +1,6 @@
 """What can be seen where: things in the camera's frame, and which of them each ray meets first.
 
-Follows rays, through the middles of all pixels and again four to a pixel on outlines and creases. Knows nothing of
+Follows rays, through the middles of all pixels and again three to a pixel on outlines and creases. Knows nothing of
 colour or light. Array maths is float32 in + - * / sqrt, comparisons and integers, bit for bit the same on every
 processor.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -16,8 +17,7 @@ import numpy.typing as npt
 
 from mimgenv.scenes.camera import Camera, Plane, Rays
 from mimgenv.scenes.scene import Thing
-from mimgenv.scenes.shapes import MISS, SOLIDS, Faces, Solid
-from mimgenv.scenes.stage import picture_rays
+from mimgenv.scenes.shapes import SOLIDS, Hit, Solid
 from mimgenv.types import Box
 
 Codes: TypeAlias = npt.NDArray[np.int16]
@@ -29,8 +29,8 @@ Indices: TypeAlias = npt.NDArray[np.intp]
 FACES: Final = 4
 """More than any solid has."""
 
-SAMPLES: Final = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
-"""Where the rays of a pixel on an edge go through it, from its middle."""
+SAMPLES: Final = ((-0.375, -0.125), (0.25, -0.375), (0.125, 0.375))
+"""Where the rays of a pixel on an edge go through it besides that through its middle, from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Body:
     solid: Solid
     window: Window
 
-    def hit(self, camera: Camera, rays: Rays) -> tuple[Plane, Faces]:
-        """Depths at which the camera's rays meet it, and faces; see `Solid`."""
+    def hit(self, camera: Camera, rays: Rays) -> Hit:
+        """Where the camera's rays meet it: distances are depths."""
         return self.solid.hit((-self.x, -self.y, camera.height), rays)
 
 
@@ -62,7 +62,7 @@ class Sight:
 
     Attributes:
         codes: (side, side).
-        depth: (side, side) float32; `MISS` where no thing is seen.
+        depth: (side, side) float32; infinite where no thing is seen.
         whole: How many pixels each thing would have if it were alone.
     """
 
@@ -87,21 +87,21 @@ def window(extent: Box, side: int) -> Window:
 def look(bodies: Sequence[Body], camera: Camera) -> Sight:
     """Follows one ray a pixel."""
     codes = np.zeros((camera.side, camera.side), np.int16)
-    depth, whole = np.full(codes.shape, MISS), []
-    x, y, z = picture_rays(camera)
+    depth, whole = np.full(codes.shape, np.inf, np.float32), []
+    x, y, z = camera.picture
     for number, body in enumerate(bodies, 1):
         rows, columns = body.window
-        distance, faces = body.hit(camera, (x[:, columns], y[rows], z[rows]))
-        keep_nearest(depth[body.window], codes[body.window], distance, faces, number)
-        whole.append(int(np.count_nonzero(distance < MISS)))
+        hit = body.hit(camera, (x[:, columns], y[rows], z[rows]))
+        _keep_nearest(depth[body.window], codes[body.window], hit, number)
+        whole.append(int(np.count_nonzero(hit.met)))
     return Sight(codes, depth, tuple(whole))
 
 
-def keep_nearest(depth: Plane, codes: Codes, distance: Plane, faces: Faces, number: int) -> None:
+def _keep_nearest(depth: Plane, codes: Codes, hit: Hit, number: int) -> None:
     """Enters what a thing's rays meet into buffers where it is nearer than what they hold."""
-    nearer = distance < depth
-    np.copyto(depth, distance, where=nearer)
-    np.copyto(codes, faces + np.int16(number * FACES), where=nearer)
+    nearer = (hit.distance < depth) & hit.met
+    np.copyto(depth, hit.distance, where=nearer)
+    np.copyto(codes, hit.faces + np.int16(number * FACES), where=nearer)
 
 
 def edges(codes: Codes) -> Indices:
@@ -116,17 +116,14 @@ def edges(codes: Codes) -> Indices:
 
 
 def look_closely(bodies: Sequence[Body], camera: Camera, at: Indices) -> Codes:
-    """Follows `SAMPLES` rays through each of some pixels, which are in order: (samples, pixels)."""
-    rows = at // camera.side
-    offsets = np.array(SAMPLES, np.float32)[:, :, None] + np.float32(0.5)
-    x, y, z = camera.rays(
-        (at - rows * camera.side).astype(np.float32) + offsets[:, 0], rows.astype(np.float32) + offsets[:, 1]
-    )
-    depth, codes = np.full(x.shape, MISS), np.zeros(x.shape, np.int16)
+    """Follows as many rays as `SAMPLES` through each of some pixels, which are in order: (samples, pixels)."""
+    offsets = np.array(SAMPLES, np.float32)[:, :, None]
+    columns, rows = (axis.take(at) for axis in middles(camera.side))
+    x, y, z = camera.rays(columns + offsets[:, 0], rows + offsets[:, 1])
+    depth, codes = np.full(x.shape, np.inf, np.float32), np.zeros(x.shape, np.int16)
     for number, body in enumerate(bodies, 1):
-        first, last = np.searchsorted(rows, (body.window[0].start, body.window[0].stop))
-        near = slice(None), slice(first, last)
-        keep_nearest(depth[near], codes[near], *body.hit(camera, (x[near], y[near], z[near])), number)
+        near = slice(None), slice(*np.searchsorted(rows, (body.window[0].start, body.window[0].stop)))
+        _keep_nearest(depth[near], codes[near], body.hit(camera, (x[near], y[near], z[near])), number)
     return codes
 
 
@@ -146,7 +143,7 @@ class Seen:
 def seen(sight: Sight) -> Seen:
     """Collects the pixels of every thing."""
     at = np.flatnonzero(sight.codes != 0)
-    numbers = sight.codes.take(at) // FACES
+    numbers = sight.codes.take(at) // np.int16(FACES)
     ends = np.cumsum(np.bincount(numbers, minlength=len(sight.whole) + 1)).tolist()
     return Seen(at[np.argsort(numbers, kind="stable")], tuple(map(slice, ends[:-1], ends[1:])))
 
@@ -155,5 +152,14 @@ def extent(at: Indices, side: int) -> Box | None:
     """The box of some places in a picture, which are in order; None if there are none."""
     if not len(at):
         return None
-    columns = at % side
-    return float(columns.min()), float(at[0] // side), float(columns.max() + 1), float(at[-1] // side + 1)
+    columns, half = middles(side)[0].take(at), 0.5
+    return float(columns.min()) - half, float(at[0] // side), float(columns.max()) + half, float(at[-1] // side + 1)
+
+
+@cache
+def middles(side: int) -> tuple[Plane, Plane]:
+    """x and y of the middles of all pixels of a flattened picture."""
+    axis = np.arange(side, dtype=np.float32) + np.float32(0.5)
+    x, y = np.tile(axis, side), np.repeat(axis, side)
+    x.flags.writeable = y.flags.writeable = False
+    return x, y

@@ -92,7 +92,7 @@ def jigsaw(world: World, rng: np.random.Generator, difficulty: int | None) -> Dr
     knobs = KNOBS[difficulty]
     scene = world.arrange(rng, draw_kinds(rng, world.kinds, draw_count(world, rng, difficulty)), difficulty)
     instances = world.render(scene).instances
-    cut = _draw_hole(rng, instances, len(scene.things))
+    cut = draw_hole(rng, instances, len(scene.things))
     count = int(rng.integers(knobs.pieces[0], knobs.pieces[1] + 1))
     pieces = [replace(scene, cut=cut)]
     while len(pieces) < count:
@@ -105,7 +105,7 @@ def jigsaw(world: World, rng: np.random.Generator, difficulty: int | None) -> Dr
     return Draft((replace(scene, hole=cut.box), *shuffled), QUESTION, Fits(), RATIONALE, fields=fields)
 
 
-def _draw_hole(rng: np.random.Generator, instances: npt.NDArray[np.int16], things: int) -> Cut:
+def draw_hole(rng: np.random.Generator, instances: npt.NDArray[np.int16], things: int) -> Cut:
     """A square that hides a part of one of the things; all such squares are as likely as each other.
 
     Raises:
@@ -132,11 +132,7 @@ def _windows(mask: Mask, side: int) -> npt.NDArray[np.int64]:
 
 
 def _draw_wrong(world: World, rng: np.random.Generator, right: Scene, cut: Cut, mask: Mask, knobs: Knobs) -> Scene:
-    """A piece that does not fit; `mask` is what is seen of the thing that the hole cuts through.
-
-    Raises:
-        TaskError: If no place was found where the outline of the thing would break.
-    """
+    """A piece that does not fit; `mask` is what is seen of the thing that the hole cuts through."""
     old = right.things[cut.about].kind
     match knobs.wrong[rng.integers(len(knobs.wrong))]:
         case "nothing":
@@ -146,10 +142,15 @@ def _draw_wrong(world: World, rng: np.random.Generator, right: Scene, cut: Cut, 
             kinds = [kind for kind in world.kinds if kind.colour != old.colour]
             return with_kind(right, cut.about, kinds[rng.integers(len(kinds))])
         case _:
-            return replace(right, cut=Cut(_elsewhere(rng, mask, cut.box, knobs.off), cut.about))
+            return replace(right, cut=Cut(draw_elsewhere(rng, mask, cut.box, knobs.off), cut.about))
 
 
-def _elsewhere(rng: np.random.Generator, mask: Mask, hole: Box, off: tuple[int, int]) -> Box:
+def draw_elsewhere(rng: np.random.Generator, mask: Mask, hole: Box, off: tuple[int, int]) -> Box:
+    """A square as far from the hole as `off` says, where what is seen of the thing would not meet what is in the hole.
+
+    Raises:
+        TaskError: If none was found.
+    """
     edge, last = _edge(mask, hole), len(mask) - HOLE
     for _ in range(TRIES):
         x, y = (int(way + part) for way, part in zip(rng.integers(-off[1], off[1] + 1, 2), hole[:2], strict=True))

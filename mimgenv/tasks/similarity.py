@@ -1,7 +1,7 @@
 """Similarity: Image-1 is the reference; which other image shows most of the same objects?
 
-Difficulty: by how many shared objects the best image leads, how many images there are, how many of the other objects
-look like those of the reference, and number, size and overlap of things (the world's).
+Difficulty: by how many shared objects the best image leads, how many images there are, and number, size and overlap of
+things (the world's).
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from mimgenv.scenes.scene import Kind, Scene, World
-from mimgenv.tasks.draft import Draft, Wording, alike, draw_count, draw_kinds, draw_lead, same_objects
+from mimgenv.tasks.draft import Draft, Wording, draw_count, draw_kinds, draw_lead, same_objects
 from mimgenv.tasks.program import only
 
 QUESTION: Final = Wording(
@@ -75,26 +75,18 @@ def similarity(world: World, rng: np.random.Generator, difficulty: int | None) -
     count = draw_count(world, rng, difficulty)
     shared = draw_lead(rng, choices, knobs.lead, 0, count)
     reference = draw_kinds(rng, world.kinds, count)
-    shown = [reference, *(_kinds(world, rng, reference, number, difficulty) for number in shared)]
+    shown = [reference, *(_kinds(world, rng, reference, number) for number in shared)]
     scenes = same_objects(tuple(world.arrange(rng, kinds, difficulty) for kinds in shown))
     return Draft(scenes, QUESTION, MostShared(), RATIONALE, fields={"shared": ", ".join(map(str, shared))})
 
 
-def _kinds(
-    world: World, rng: np.random.Generator, reference: tuple[Kind, ...], shared: int, difficulty: int | None
-) -> tuple[Kind, ...]:
-    """As many kinds as the reference has, in any order: `shared` of them the same, some of the others look-alikes."""
-    kept = [reference[i] for i in rng.permutation(len(reference))[:shared]]
+def _kinds(world: World, rng: np.random.Generator, reference: tuple[Kind, ...], shared: int) -> tuple[Kind, ...]:
+    """As many kinds as the reference has, in any order, `shared` of them the same."""
+    missing = len(reference) - shared
     others = [kind for kind in world.kinds if kind not in reference]
     plain = [kind for kind in others if not any(_twins(kind, one) for one in reference)]
-    if len(plain) >= len(reference) - shared:
-        others = plain
-    near = [kind for kind in others if any(alike(kind, one) for one in reference if one not in kept)]
-    low, high = world.look_alikes(difficulty)
-    count = min(int(rng.integers(low, high + 1)), len(reference) - shared, len(near))
-    near = list(draw_kinds(rng, near, count))
-    rest = draw_kinds(rng, [kind for kind in others if kind not in near], len(reference) - shared - count)
-    kinds = [*kept, *near, *rest]
+    kinds = [reference[i] for i in rng.permutation(len(reference))[:shared]]
+    kinds += draw_kinds(rng, plain if len(plain) >= missing else others, missing)
     return tuple(kinds[i] for i in rng.permutation(len(kinds)))
 
 

@@ -116,10 +116,10 @@ def _looks(scene: Scene) -> frozenset[Thing]:
 
 
 def _further(near: tuple[float, float], far: tuple[float, float]) -> bool:
-    """Whether one way leads in the direction of the other and beyond."""
+    """Whether the second way goes in the direction of the first, which leads somewhere, and beyond it."""
     along = near[0] * far[0] + near[1] * far[1]
     aside = near[0] * far[1] - near[1] * far[0]
-    return along > near[0] ** 2 + near[1] ** 2 > 0 and abs(aside) < 1e-6 * along
+    return along > near[0] ** 2 + near[1] ** 2 and abs(aside) < 1e-6 * along
 
 
 def _letter(options: tuple[Order, ...], order: Sequence[int]) -> str:

@@ -158,7 +158,7 @@ def test_the_documented_defaults_are_those_of_version_0() -> None:
         "max_turns": 6,
         "max_tokens": 4096,
         "max_images": 12,
-        "world": "tabletop",
+        "world": None,
         "max_pixels": 1280 * 28 * 28,
         "render_mode": None,
     }

@@ -18,8 +18,10 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 import mimgenv
+from mimgenv.codec import Codec
 from mimgenv.env import MultiImageEnv
 from mimgenv.errors import ConfigurationError
 from mimgenv.grammar import TurnLimits
@@ -137,7 +139,9 @@ def test_the_mask_of_gymnasium_and_that_of_sb3_are_one_and_are_new_each_time() -
         if info["stop"]:
             break
     assert not any(np.shares_memory(a, b) for a, b in itertools.pairwise(seen))
-    seen[0][:] = 0
+    env.reset(seed=0)
+    for mask in (env.action_masks(), *seen):
+        mask[:] = 0
     assert env.action_masks().any()
 
 
@@ -299,14 +303,19 @@ def test_without_the_option_every_token_is_asked_for() -> None:
 
 
 def test_a_turn_that_is_forced_whole_still_takes_a_step() -> None:
-    env = token_env("MultiImageTiny-v0", max_tokens=24, max_turns=2, skip_forced=True, limits=TurnLimits(0, 1, 1))
-    for seed in range(20):
-        env.reset(seed=seed)
-        done = False
-        while not done:
-            assert not env.turn or env.turn[-1] != END
-            _, _, terminated, truncated, _ = env.step(int(np.argmax(env.action_masks())))
-            done = terminated or truncated
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    whole = '<think></think><answer>{"image": 1, "label": "?", "bbox_2d": [0, 0, 7, 7]}</answer>'
+    pieces = ("<think>", '</think><answer>{"image": ', '1, "label": "', "?", '", "bbox_2d": [', "0, ", "7]}</answer>")
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    env = token_env("MultiImageTiny-v0", codec=Codec(tokenizer), skip_forced=True, limits=TurnLimits(0, 1, 1))
+    env.reset(seed=0)
+    for turn in (0, 1):
+        assert len(env.turns) == turn
+        assert env.unwrapped.codec.decode(env.turn) == whole.replace("7, 7", "0, 7")  # type: ignore[attr-defined]
+        *_, info = env.step(int(np.argmax(env.action_masks())))
+    assert (info["stop"], len(env.turns)) == ("void", 2)
 
 
 # Construction

@@ -53,6 +53,7 @@ def codec_of_pieces(*pieces: str) -> Codec:
 
 PIECES = ("<think>", '</think><answer>{"image": ', '1, "label": "', "?", "!", '", "bbox_2d": [', "0, ", "7, ", "84, ")
 PIECES = (*PIECES, "0]}</answer>", "7]}</answer>", "84]}</answer>", "cup", "Find the ", "<image>")
+PIECES = (*PIECES, "blue cup", 'cup", "')  # the last: a label that cannot be gone on from
 CODECS = {"default": CODEC, "bytes": byte_codec(), "pieces": codec_of_pieces(*PIECES)}
 
 
@@ -61,11 +62,11 @@ def rules(codec: Codec = CODEC, tools: dict[str, Tool] | None = None, **argument
     return TurnRules(codec, tools or {}, **settings)
 
 
-def walk(turn: OpenTurn, rng: np.random.Generator, prefer: str = "") -> tuple[int, ...]:
+def walk(turn: OpenTurn, rng: np.random.Generator, codec: Codec = CODEC, prefer: str = "") -> tuple[int, ...]:
     """The ids of a random walk; tokens of the preferred characters are drawn as long as there are any."""
     while not turn.complete:
         legal = np.flatnonzero(turn.mask)
-        liked = [index for index in legal if prefer and set(CODEC.decode([int(index)])) <= set(prefer)]
+        liked = [index for index in legal if prefer and set(codec.decode([int(index)])) <= set(prefer)]
         turn.write(int(rng.choice(liked or legal)))
     return tuple(turn.ids)
 
@@ -122,11 +123,51 @@ def test_every_walk_ends_well_within_its_tokens_however_few_they_are(box_frame: 
 @pytest.mark.parametrize("spare", [0, 1, 3, 9, 27, 81])
 def test_it_does_in_every_vocabulary_that_can_write_an_answer(name: str, spare: int) -> None:
     codec, rng = CODECS[name], np.random.default_rng(spare)
-    made = rules(codec, ALL_TOOLS if name == "bytes" else None, limits=TurnLimits(6, 1, 4))
+    made = rules(codec, ALL_TOOLS if name == "bytes" else None, limits=TurnLimits(6, 8, 4))
     for _ in range(8):
-        ids = walk(made.turn(EXTENTS[:1], "grounding", turns=1, tokens=made.reserve + spare, images=0), rng)
+        ids = walk(made.turn(EXTENTS[:1], "grounding", turns=1, tokens=made.reserve + spare, images=0), rng, codec)
         assert len(ids) <= made.reserve + spare
         assert kind_of(codec.decode_turn(ids)) in {"grounding", "bad_box"}
+
+
+def made_up_codec(rng: np.random.Generator) -> Codec:
+    """Bytes, and some dozens of whole tokens that begin and end anywhere in a turn."""
+    codec, pieces = byte_codec(), set()
+    for _ in range(rng.integers(5, 60)):
+        label, numbers = rng.choice(["red cup", "é漢", "a"]), rng.integers(0, 85, 5).tolist()
+        arguments = json.dumps({"image": numbers[0] % 3, "label": label, "bbox_2d": numbers[1:]}, ensure_ascii=False)
+        call = f'<tool_call>{{"name": "{rng.choice(list(TOOLS))}", "arguments": {arguments}}}</tool_call>'
+        text = f"<think>{rng.choice(['', 'so it'])}</think>" + rng.choice([call, f"<answer>{arguments}</answer>"])
+        start = rng.integers(len(text) - 2)
+        pieces.add(text[start : start + rng.integers(2, 30)])
+    codec.tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in sorted(pieces)])
+    return Codec(codec.tokenizer)
+
+
+def check_made_up_vocabulary(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codec, box_frame = made_up_codec(rng), str(rng.choice(["pixel", "unit", "unit", "norm1000"]))
+    extents = {"pixel": EXTENTS, "unit": [(1.0, 1.0)] * 3, "norm1000": [(1000.0, 1000.0)] * 3}[box_frame]
+    limits = TurnLimits(*(int(rng.choice(most)) for most in ([0, 3, 40], [1, 5, 30], [1, 9])))
+    made = rules(codec, ALL_TOOLS, box_frame=box_frame, limits=limits)
+    for spare in rng.choice([0, 1, 2, 3, 5, 8, 13, 20, 30, 50], 6).tolist():
+        for answer in ("grounding", "text"):
+            turns = int(rng.integers(1, 3))
+            turn = made.turn(extents, answer, turns=turns, tokens=made.reserve * turns + spare, images=1)
+            ids = walk(turn, rng, codec, "0123456789.\ufffd" if rng.random() < 0.3 else "")
+            assert len(ids) <= made.reserve + spare
+            assert kind_of(codec.decode_turn(ids)) in {answer, "bad_box", *ALL_TOOLS}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_does_in_vocabularies_that_cut_turns_anywhere(seed: int) -> None:
+    check_made_up_vocabulary(seed)
+
+
+@pytest.mark.slow
+def test_it_does_in_many_of_them() -> None:
+    for seed in range(100, 200):
+        check_made_up_vocabulary(seed)
 
 
 @pytest.mark.parametrize("prefer", ["abcdefghijklmnopqrstuvwxyz ", "<tolc_a>", "ï¿½é漢\ufffd", '"<', "0123456789"])
@@ -134,7 +175,7 @@ def test_a_walk_that_wastes_its_tokens_still_ends_well(prefer: str) -> None:
     rng, made = np.random.default_rng(0), rules(tools=ALL_TOOLS, limits=TurnLimits())
     for tokens in range(made.reserve, made.reserve + 45, 4):
         for answer in ("grounding", "text"):
-            ids = walk(made.turn(EXTENTS, answer, turns=1, tokens=tokens, images=1), rng, prefer)
+            ids = walk(made.turn(EXTENTS, answer, turns=1, tokens=tokens, images=1), rng, prefer=prefer)
             assert len(ids) <= tokens
             assert kind_of(CODEC.decode_turn(ids)) in {answer, "bad_box"}
 
@@ -260,7 +301,7 @@ def test_a_tool_may_be_called_only_where_an_answer_can_follow(
 def test_a_call_leaves_the_tokens_of_the_shortest_answer() -> None:
     made, rng = rules(tools=ALL_TOOLS), np.random.default_rng(0)
     for tokens in range(2 * made.reserve, 90):
-        ids = walk(made.turn(EXTENTS, "text", turns=2, tokens=tokens, images=1), rng, "<tolc_a>")
+        ids = walk(made.turn(EXTENTS, "text", turns=2, tokens=tokens, images=1), rng, prefer="<tolc_a>")
         assert len(ids) <= tokens - made.reserve
 
 
@@ -284,7 +325,7 @@ def test_a_vocabulary_that_can_write_no_answer_is_refused() -> None:
 def test_a_vocabulary_that_can_write_boxes_only_is_refused_where_a_text_is_asked_for() -> None:
     made = rules(CODECS["pieces"])
     made.turn(EXTENTS, "grounding", **PLENTY)
-    with pytest.raises(ConfigurationError, match="16 tokens can write no text answer"):
+    with pytest.raises(ConfigurationError, match="18 tokens can write no text answer"):
         made.turn(EXTENTS, "text", **PLENTY)
 
 

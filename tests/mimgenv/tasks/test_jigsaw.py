@@ -13,7 +13,7 @@ from mimgenv.errors import TaskError
 from mimgenv.scenes.picture import GREY
 from mimgenv.scenes.scene import Cut, Kind, Scene, Thing
 from mimgenv.tasks.draft import Draft
-from mimgenv.tasks.jigsaw import CROSSING, HIDDEN, HOLE, KNOBS, LETTERS, QUESTION, Fits, jigsaw
+from mimgenv.tasks.jigsaw import CROSSING, HOLE, KNOBS, LETTERS, QUESTION, Fits, draw_elsewhere, draw_hole, jigsaw
 from mimgenv.tasks.rendered import WORLDS, make_task, world_of, worlds_of
 from mimgenv.types import Image, TextAnswer
 
@@ -104,8 +104,33 @@ def test_the_hole_hides_a_part_of_a_thing_and_leaves_a_part(world: str) -> None:
         x1, y1, x2, y2 = map(int, cut.box)
         assert (x2 - x1, y2 - y1) == (HOLE, HOLE)
         mask = world_of(world).render(replace(one.scenes[0], hole=None)).instances == cut.about + 1
-        assert HIDDEN[0] <= mask[y1:y2, x1:x2].sum() / mask.sum() <= HIDDEN[1]
+        assert 0.3 <= mask[y1:y2, x1:x2].sum() / mask.sum() <= 0.7
         assert edge(mask[y1:y2, x1:x2]).sum() >= CROSSING
+
+
+def test_no_hole_cuts_a_thing_at_a_narrow_place_only() -> None:
+    instances = np.zeros((224, 224), np.int16)
+    instances[100:120, 40:60] = instances[100:120, 160:180] = instances[108:112, 60:160] = 1  # a dumb-bell
+    for seed in range(40):
+        x1, y1, x2, y2 = map(int, draw_hole(np.random.default_rng(seed), instances, 1).box)
+        assert edge(instances[y1:y2, x1:x2] == 1).sum() >= CROSSING
+
+
+def test_what_cannot_be_cut_through_is_refused() -> None:
+    instances = np.zeros((224, 224), np.int16)
+    instances[100:104, 40:44] = 1
+    with pytest.raises(TaskError, match="no thing can be cut through"):
+        draw_hole(np.random.default_rng(0), instances, 1)
+
+
+def test_a_wrong_place_breaks_the_outline_of_the_thing_and_is_refused_where_none_does() -> None:
+    bar = np.zeros((224, 224), np.bool_)
+    bar[:, 60:90] = True  # looks the same wherever one goes up or down
+    for seed in range(40):
+        x1, y1, x2, y2 = map(int, draw_elsewhere(np.random.default_rng(seed), bar, BOX, (14, 28)))
+        assert (edge(bar[y1:y2, x1:x2]) != edge(bar[14:98, 28:112])).sum() >= CROSSING
+    with pytest.raises(TaskError, match="no other place"):
+        draw_elsewhere(np.random.default_rng(0), np.ones((224, 224), np.bool_), BOX, (14, 28))
 
 
 def test_a_piece_fits_if_it_is_of_the_same_scene_and_the_same_place() -> None:
@@ -159,8 +184,10 @@ def test_wrong_pieces_show_what_the_difficulty_says() -> None:
             for piece in one.scenes[1:]:
                 if len(piece.things) < len(one.scenes[0].things):
                     drawn.add("nothing")
-                elif [t.kind for t in piece.things] != [t.kind for t in one.scenes[0].things]:
+                elif new := set(piece.things) - set(one.scenes[0].things):
                     drawn.add("other")
+                    (old,) = set(one.scenes[0].things) - set(piece.things)
+                    assert {thing.kind.colour for thing in new} != {old.kind.colour}
                 elif piece.cut and piece.cut.box != one.scenes[0].hole:
                     drawn.add("elsewhere")
         return drawn
