@@ -43,7 +43,8 @@ class Draft:
         scenes: One per image.
         question: What the agent reads.
         program: The same question in a form that can be executed; its result is the truth.
-        rationale: Why, in a few words; `{label}` and `{image}` stand for the target's.
+        rationale: Why, in a few words; `{label}` and `{image}` stand for the target's; of a text answer `{label}` is
+            the text.
         named_image: The image the question names, if it does.
         fields: What to fill into the question and the rationale.
         may_hide: Whether things may be hardly visible; they are left out of the annotations. Never the target.
@@ -192,16 +193,16 @@ def finish(draft: Draft, world: World, task_id: str, task_type: str, held_out: b
     objects = tuple(_annotations(scene, frame, draft) for scene, frame in zip(draft.scenes, frames, strict=True))
     images = tuple(picture(world, scene, frame) for scene, frame in zip(draft.scenes, frames, strict=True))
     truth = _truth(draft, world, frames)
-    fields = dict(draft.fields)
-    if isinstance(truth, Grounding):
-        fields |= {"label": truth.label, "image": truth.image}
+    for image in images:
+        image.flags.writeable = False  # tasks are cached and shared
+    found = {"label": truth.label, "image": truth.image} if isinstance(truth, Grounding) else {"label": truth.text}
     return Task(
         task_id=task_id,
         task_type=task_type,
         images=images,
         question=_question(draft, world, task_id, held_out),
         truth=truth,
-        rationale=draft.rationale.format(**fields),
+        rationale=draft.rationale.format(**{**draft.fields, **found}),
         objects=objects,
         named_image=draft.named_image,
         captions=tuple(_caption(each, image) for each, image in zip(objects, images, strict=True)),

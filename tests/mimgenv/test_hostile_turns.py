@@ -267,9 +267,7 @@ def test_a_turn_of_a_million_characters_takes_linear_time_as_text(name: str, kin
     assert whole < 3 * half + 0.01
 
 
-@pytest.mark.parametrize(
-    "name", ["brackets", "spaces in an answer", "surrogates"]
-)
+@pytest.mark.parametrize("name", ["brackets", "spaces in an answer", "surrogates"])
 def test_a_turn_of_many_ids_takes_linear_time(name: str) -> None:
     whole, half = ids_of(name, SIZE), ids_of(name, SIZE // 2)
     assert len(whole) > 100_000

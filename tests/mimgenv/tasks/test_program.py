@@ -336,3 +336,16 @@ def test_kinds_are_drawn_without_repeats_and_in_different_colours_as_far_as_ther
 def test_more_kinds_than_are_allowed_cannot_be_drawn() -> None:
     with pytest.raises(TaskError, match="3 kinds wanted, 2 allowed"):
         draw_kinds(np.random.default_rng(0), (RED, BLUE), 3)
+
+
+def test_the_images_of_a_task_cannot_be_written_to() -> None:
+    task = finish(draft("tiny", "referring", 1), WORLDS["tiny"], "made:1", "made")
+    with pytest.raises(ValueError, match="read-only"):
+        task.images[0][0, 0] = 0
+
+
+def test_a_text_answer_is_its_own_rationale_unless_there_is_a_better_one() -> None:
+    one = replace(draft("tiny", "counting", 1), rationale="{label}")
+    task = finish(one, WORLDS["tiny"], "made:1", "made")
+    assert isinstance(task.truth, TextAnswer)
+    assert task.rationale == task.truth.text
