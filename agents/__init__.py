@@ -14,11 +14,13 @@ from typing import Any, Final
 _EXPORTS: Final = {
     "Action": "agents.types",
     "Agent": "agents.types",
+    "BlindAgent": "agents.blind",
     "History": "agents.types",
     "Message": "agents.types",
     "OracleAgent": "agents.oracle",
     "RandomAgent": "agents.random_agent",
     "Report": "agents.report",
+    "SB3Agent": "agents.sb3_agent",
     "Trajectory": "agents.types",
     "Turn": "agents.types",
     "VLMAgent": "agents.vlm",

@@ -205,7 +205,8 @@ _ENV_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "source": {"help": "a copy of a data set, such as odinw:/path; default: rendered tasks"},
     "tasks": {"type": _tasks, "help": "task types, or grounding, or qa; default: those of the id", "metavar": "A,B"},
     "difficulty": {"type": int, "help": "1 to 5; rendered tasks only"},
-    "split": {"help": "train, val or test; rendered tasks only; default: test"},
+    "split": {"help": "train, val, test or test_ood; rendered tasks only; default: test"},
+    "world": {"help": "tabletop, sprites or tiny; rendered tasks only; default: that of the id"},
     "tools": {"type": _names, "help": "'' for none; default: those of the id", "metavar": "A,B"},
     "box_frame": {"choices": list(BOX_FRAMES), "help": "how boxes are written; default: that of the id"},
     "max_pixels": {"type": _count, "help": "larger images are shown smaller; default: that of the id"},
@@ -237,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _env_arguments(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in _ENV_OPTIONS if getattr(options, name) is not None}
-    for name in ("difficulty", "split"):
+    for name in ("difficulty", "split", "world"):
         if "source" in given and name in given:
             raise ConfigurationError(f"--{name} is for rendered tasks, {given['source']} has none")
     return given if "source" in given else {"split": "test"} | given

@@ -57,18 +57,24 @@ ENVIRONMENTS: Final[dict[str, dict[str, Any]]] = {
 """Every id, with what it sets; any argument may be given anew to `gym.make`."""
 
 _EXPORTS: Final = {
+    "BlankImages": "mimgenv.wrappers",
     "Codec": "mimgenv.codec",
     "Curriculum": "mimgenv.curriculum",
+    "default_codec": "mimgenv.codec",
+    "FixedArrays": "mimgenv.tokens",
     "Grounding": "mimgenv.types",
+    "load_task": "mimgenv.tasks.registry",
     "MultiImageEnv": "mimgenv.env",
+    "PrefetchedTasks": "mimgenv.tasks.prefetch",
     "REWARDS": "mimgenv.rewards",
+    "ShuffleImages": "mimgenv.wrappers",
+    "siblings": "mimgenv.tasks.siblings",
+    "SwapImages": "mimgenv.wrappers",
     "Task": "mimgenv.types",
     "TextActions": "mimgenv.wrappers",
     "TextAnswer": "mimgenv.types",
+    "TokenActions": "mimgenv.tokens",
     "Tool": "mimgenv.tools",
-    "default_codec": "mimgenv.codec",
-    "load_task": "mimgenv.tasks.registry",
-    "siblings": "mimgenv.tasks.siblings",
 }
 
 __all__ = ["ENVIRONMENTS", *_EXPORTS]
