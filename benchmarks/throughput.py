@@ -68,17 +68,12 @@ def masked_tokens() -> Play:
     env.reset(seed=0)
 
     def play(_: int) -> int:
-        *_, terminated, truncated, info = env.step(rng.choice(np.flatnonzero(info_mask(env))))
+        _, _, terminated, truncated, _ = env.step(rng.choice(np.flatnonzero(env.action_masks())))
         if terminated or truncated:
             env.reset(seed=0)
         return 1
 
     return play
-
-
-def info_mask(env: Any) -> Any:
-    """What an agent reads at every step."""
-    return env.action_masks()
 
 
 def cart_pole() -> Play:

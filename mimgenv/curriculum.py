@@ -32,7 +32,7 @@ class Learner(Protocol):
         ...
 
 
-Difficulty: TypeAlias = int | None | Schedule
+Difficulty: TypeAlias = int | Schedule | None
 
 
 class Curriculum:

@@ -189,9 +189,7 @@ class World(Protocol):
 class MovingWorld(World, Protocol):
     """A world whose things can move, and whose pictures can be disturbed."""
 
-    def animate(
-        self, rng: np.random.Generator, scene: Scene, frames: int, difficulty: int | None
-    ) -> tuple[Scene, ...]:
+    def animate(self, rng: np.random.Generator, scene: Scene, frames: int, difficulty: int | None) -> tuple[Scene, ...]:
         """The scene, and `frames - 1` later moments of it in which things have moved along smooth paths.
 
         Viewpoint and light stay. Things may hide each other for a while; in the first scene all are seen well.

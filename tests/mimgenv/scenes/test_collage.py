@@ -257,8 +257,8 @@ def test_every_colour_is_clearly_another() -> None:
 
 def test_the_brightest_light_turns_white_whiter_and_never_wraps_around() -> None:
     world = Sprites()
-    for light in range(1, 40):
-        scene = replace(world.arrange(np.random.default_rng(light), (Kind("clock", "pink"),), 1), light=light)
+    for seed in range(1, 40):
+        scene = replace(world.arrange(np.random.default_rng(seed), (Kind("clock", "pink"),), 1), light=seed)
         plain = world.render(replace(scene, light=0)).pixels.astype(int)
         lit = world.render(scene).pixels.astype(int)
         face = plain.min(axis=2) > 225  # the face of the clock
