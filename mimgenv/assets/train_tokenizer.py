@@ -2,9 +2,9 @@
 
 A byte-fallback BPE over what episodes say (corpus.json), so that any text can be written, plus whole tokens for what
 the tiny world repeats in every turn: the pieces of an answer, the coordinates of its lattice, and each of its labels
-fused with what follows it, such as `red circle", "bbox_2d": [`, as a BPE without word boundaries would merge it. With the label
-and the bracket as separate tokens, a tiny model learns to box the wrong object first. The same code gives the same
-file.
+fused with what follows it, such as `red circle", "bbox_2d": [`, as a BPE without word boundaries would merge it. With
+the label and the bracket as separate tokens, a tiny model learns to box the wrong object first. The same code gives
+the same file.
 """
 
 from __future__ import annotations
