@@ -6,7 +6,6 @@ budget leave, and that the turn can still be finished. Serves the masks of token
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Self, TypeAlias
@@ -28,11 +27,11 @@ NEVER: Final = 2**31
 """More tokens than any turn has."""
 ODD_BYTES: Final = 4
 """A token may leave a character of UTF-8 unfinished: its last three bytes, and the token itself."""
-LONGEST_NUMBER: Final = 8
-"""More characters than a coordinate has."""
-_NUMBER: Final = re.compile(r"[0-9.]*$")
 REMEMBERED: Final = 4096
-"""Places of a grammar whose ways home are kept."""
+"""Places of a grammar that are kept."""
+
+_Ahead: TypeAlias = "tuple[npt.NDArray[np.int64], dict[int, Ids | None]]"
+"""Behind each legal id: how many tokens the way home has, and the way."""
 
 
 class BoundedTurn(TurnMatcher):
@@ -100,28 +99,34 @@ class BoundedTurn(TurnMatcher):
             return ids == self._codec.end_ids[:1]
         return int(self._matcher.validate_tokens(ids)) == len(ids)
 
-    def _look_ahead(self, mask: Mask, way: Ids) -> tuple[npt.NDArray[np.int64], dict[int, Ids | None]]:
-        """How many tokens the way home has from behind each id of the mask, and the ways.
-
-        Places that allow the same ids and have the same way home are one place, but for unlike numbers.
-        """
-        known = _known_ways(self._codec, self._arguments[1])
-        in_text = self._codec.decode(way[:1]).startswith(("<", '"'))
-        number = None if in_text else _NUMBER.search(self._codec.decode(self._ids[-LONGEST_NUMBER:]))
-        place = mask.tobytes(), way, number and number.group()
+    def _look_ahead(self, mask: Mask, way: Ids) -> _Ahead:
+        """What lies behind each id of the mask; kept where `<` may come: there, what was written no longer matters."""
+        place = mask.tobytes(), way
+        known = _known_places(self._codec, self._arguments[1]) if _tags(self._codec)[[*way[:1]]].all() else {}
         if place not in known:
             if len(known) >= REMEMBERED:
                 known.clear()
-            ways = {int(index): self._way_behind(int(index), way) for index in np.flatnonzero(mask)}
+            ways = self._ways_from(np.flatnonzero(mask).tolist(), way)
             known[place] = np.array([NEVER if way is None else len(way) for way in ways.values()]), ways
         return known[place]
 
-    def _way_behind(self, index: int, way: Ids) -> Ids | None:
-        if way[:1] == (index,):
-            return way[1:]
-        for start in range(len(way)):
-            if self._may_take(index, *way[start:]):
-                return way[start:]
+    def _ways_from(self, legal: Sequence[int], way: Ids) -> dict[int, Ids | None]:
+        """The way home from behind each id: a known one, the last that fitted first, or else a new one."""
+        known = [way[start:] for start in range(len(way))]
+        ways: dict[int, Ids | None] = {}
+        for index in legal:
+            fitting = next((number for number, each in enumerate(known) if self._may_take(index, *each)), None)
+            if way[:1] == (index,):
+                ways[index] = way[1:]
+            elif fitting is not None:
+                known.insert(0, known.pop(fitting))
+                ways[index] = known[0]
+            else:
+                ways[index] = found = self._way_behind(index)
+                known[:0] = [found] if found else []
+        return ways
+
+    def _way_behind(self, index: int) -> Ids | None:
         if not self._may_take(index):
             return None
         walk = self._copy()
@@ -144,8 +149,14 @@ def _walked(arguments: tuple[Any, ...], ids: Ids) -> BoundedTurn:
 
 
 @lru_cache(maxsize=256)
-def _known_ways(codec: Codec, grammar: str) -> dict[Any, tuple[npt.NDArray[np.int64], dict[int, Ids | None]]]:
+def _known_places(codec: Codec, grammar: str) -> dict[tuple[bytes, Ids], _Ahead]:
     return {}
+
+
+@lru_cache(maxsize=8)
+def _tags(codec: Codec) -> Mask:
+    """Which ids begin a tag, (V,)."""
+    return np.array([codec.decode([index]).startswith("<") for index in range(codec.vocab_size)])
 
 
 @lru_cache(maxsize=8)
