@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 
 from mimgenv.errors import TaskError
-from mimgenv.scenes.camera import sine_cosine
 from mimgenv.scenes.picture import spot
 from mimgenv.scenes.scene import Mark, Point, Scene, SolidWorld, Thing
+from mimgenv.scenes.tabletop.camera import sine_cosine
 from mimgenv.tasks.draft import Draft, Wording, draw_count, draw_kinds
 from mimgenv.tasks.multi_view import SamePlace
 from mimgenv.tasks.program import Part, only

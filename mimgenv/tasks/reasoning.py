@@ -20,7 +20,7 @@ import numpy as np
 
 from mimgenv.errors import TaskError
 from mimgenv.scenes.scene import Kind, Scene, World
-from mimgenv.scenes.sprites import USES
+from mimgenv.scenes.sprites.world import USES
 from mimgenv.tasks.draft import Draft, TaskType, Wording, draw_count, draw_kinds, draw_lead, draw_others
 from mimgenv.tasks.program import Found, Query, only, things_of
 

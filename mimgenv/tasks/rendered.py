@@ -18,8 +18,8 @@ from mimgenv.curriculum import Difficulty, Learner
 from mimgenv.errors import ConfigurationError, TaskError
 from mimgenv.scenes.flat import Flat
 from mimgenv.scenes.scene import World
-from mimgenv.scenes.sprites import Sprites
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.sprites.world import Sprites
+from mimgenv.scenes.tabletop.world import Tabletop
 from mimgenv.tasks.common_object import common_object
 from mimgenv.tasks.comparison import comparison
 from mimgenv.tasks.correspondence import correspondence, visual_correspondence

@@ -14,7 +14,7 @@ from mimgenv.geometry import area, intersection
 from mimgenv.scenes.picture import MIN_PATCH, pixel_of, surface
 from mimgenv.scenes.picture import spot as seen_at
 from mimgenv.scenes.scene import Kind, Mark, Point, Scene, Thing
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.world import Tabletop
 from mimgenv.tasks.correspondence import (
     KNOBS,
     QUESTION,

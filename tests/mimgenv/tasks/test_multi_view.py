@@ -13,7 +13,7 @@ import pytest
 from mimgenv.errors import TaskError
 from mimgenv.scenes.picture import RED as RED_MARK
 from mimgenv.scenes.scene import Kind, Mark, Scene, Thing
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.world import Tabletop
 from mimgenv.tasks.draft import Draft
 from mimgenv.tasks.multi_view import KNOBS, LANDMARKS, QUESTION, SHIFT, SamePlace, multi_view
 from mimgenv.tasks.program import Found

@@ -12,7 +12,7 @@ import pytest
 from mimgenv.errors import TaskError
 from mimgenv.scenes.flat import CELL, Flat
 from mimgenv.scenes.scene import Frame, Kind, Scene, Thing, World
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.world import Tabletop
 from mimgenv.tasks.draft import MIN_VISIBILITY, Draft, draw_kinds, finish
 from mimgenv.tasks.odd_one_out import OddColour
 from mimgenv.tasks.program import Count, Find, Found, ImageOf, SameKind, only

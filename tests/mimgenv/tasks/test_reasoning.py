@@ -12,7 +12,7 @@ import pytest
 
 from mimgenv.errors import TaskError
 from mimgenv.scenes.scene import Kind, Scene, Thing
-from mimgenv.scenes.sprites import USES, Sprites
+from mimgenv.scenes.sprites.world import USES, Sprites
 from mimgenv.tasks import reasoning as rules
 from mimgenv.tasks.draft import Draft, Wording, finish
 from mimgenv.tasks.program import Found

@@ -13,9 +13,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import Camera, sine_cosine
-from mimgenv.scenes.places import GAP, Placed, clear, inside, seen_from
 from mimgenv.scenes.scene import Thing
+from mimgenv.scenes.tabletop.camera import Camera, sine_cosine
+from mimgenv.scenes.tabletop.places import GAP, Placed, clear, inside, seen_from
 
 Path: TypeAlias = npt.NDArray[np.float64]
 """Where a thing is at each instant, (instants, 2) in world units."""

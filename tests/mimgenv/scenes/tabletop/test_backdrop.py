@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mimgenv.scenes.backdrop import HELD_OUT, SKY, SUN, backdrop, ground
-from mimgenv.scenes.floor import FLOORS, WHITE
 from mimgenv.scenes.scene import Scene
-from mimgenv.scenes.shapes import SOLIDS
-from mimgenv.scenes.stage import doubled, floor_points, stage
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.backdrop import HELD_OUT, SKY, SUN, backdrop, ground
+from mimgenv.scenes.tabletop.floor import FLOORS, WHITE
+from mimgenv.scenes.tabletop.shapes import SOLIDS
+from mimgenv.scenes.tabletop.stage import doubled, floor_points, stage
+from mimgenv.scenes.tabletop.world import Tabletop
 
 WORLD = Tabletop()
 

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.scenes.backdrop import HELD_OUT, VIEWS, Backdrop, backdrop, ground
-from mimgenv.scenes.motion import MOTIONS, move
-from mimgenv.scenes.places import LAYOUTS, Layout, Placed, all_fit, draw_thing, join
-from mimgenv.scenes.render import draw, seen_points
 from mimgenv.scenes.scene import Frame, Kind, Point, Scene, Thing, Viewpoint
-from mimgenv.scenes.shading import PALETTE, SHADERS
-from mimgenv.scenes.shapes import SOLIDS
+from mimgenv.scenes.tabletop.backdrop import HELD_OUT, VIEWS, Backdrop, backdrop, ground
+from mimgenv.scenes.tabletop.motion import MOTIONS, move
+from mimgenv.scenes.tabletop.places import LAYOUTS, Layout, Placed, all_fit, draw_thing, join
+from mimgenv.scenes.tabletop.render import draw, seen_points
+from mimgenv.scenes.tabletop.shading import PALETTE, SHADERS
+from mimgenv.scenes.tabletop.shapes import SOLIDS
 
 COUNTS: Final[dict[int | None, tuple[int, int]]] = {
     1: (2, 3),

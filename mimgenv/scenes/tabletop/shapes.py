@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import Plane, Rays, Vector, sine_cosine
+from mimgenv.scenes.tabletop.camera import Plane, Rays, Vector, sine_cosine
 
 Faces: TypeAlias = npt.NDArray[np.integer[Any]]
 """Which smooth part of a surface each ray meets, from 0; creases lie where it changes."""

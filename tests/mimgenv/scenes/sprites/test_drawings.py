@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mimgenv.scenes.drawings import DRAWINGS, OUTLINES, Drawing, _drawing
+from mimgenv.scenes.sprites.drawings import DRAWINGS, OUTLINES, Drawing, _drawing
 
 
 def _area(outline: npt.NDArray[np.float64]) -> float:

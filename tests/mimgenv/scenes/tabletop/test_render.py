@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pytest
 from numpy._core import _multiarray_umath
 
-from mimgenv.scenes.backdrop import backdrop, ground
 from mimgenv.scenes.scene import Kind, Scene, Thing
-from mimgenv.scenes.shading import PALETTE
-from mimgenv.scenes.shapes import SOLIDS
-from mimgenv.scenes.stage import stage
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.backdrop import backdrop, ground
+from mimgenv.scenes.tabletop.shading import PALETTE
+from mimgenv.scenes.tabletop.shapes import SOLIDS
+from mimgenv.scenes.tabletop.stage import stage
+from mimgenv.scenes.tabletop.world import Tabletop
 
 WORLD = Tabletop()
 GOLDEN = {

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.scenes.backdrop import ground
 from mimgenv.scenes.scene import Frame, Kind, Scene, SolidWorld, Thing
-from mimgenv.scenes.shading import PALETTE
-from mimgenv.scenes.shapes import SOLIDS
-from mimgenv.scenes.tabletop import COUNTS, TURNS, Tabletop
+from mimgenv.scenes.tabletop.backdrop import ground
+from mimgenv.scenes.tabletop.shading import PALETTE
+from mimgenv.scenes.tabletop.shapes import SOLIDS
+from mimgenv.scenes.tabletop.world import COUNTS, TURNS, Tabletop
 from mimgenv.tasks.draft import draw_kinds
 
 WORLD, HELD_OUT = Tabletop(), Tabletop(held_out=True)

@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 
 from mimgenv.errors import ConfigurationError, TaskError
-from mimgenv.scenes.camera import sine_cosine
-from mimgenv.scenes.collage import PALETTE, draw
-from mimgenv.scenes.crowd import MARGIN, VISIBLE, Motion, apart, inside, least_seen, move
-from mimgenv.scenes.drawings import DRAWINGS
-from mimgenv.scenes.grounds import HELD_OUT, STILL
 from mimgenv.scenes.scene import Frame, Kind, Scene, Thing
+from mimgenv.scenes.sprites.collage import PALETTE, draw
+from mimgenv.scenes.sprites.crowd import MARGIN, VISIBLE, Motion, apart, inside, least_seen, move
+from mimgenv.scenes.sprites.drawings import DRAWINGS
+from mimgenv.scenes.sprites.grounds import HELD_OUT, STILL
+from mimgenv.scenes.tabletop.camera import sine_cosine
 
 USES: Final[dict[str, str]] = {
     "mug": "drink from",

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import sine_cosine
-from mimgenv.scenes.drawings import DRAWINGS
+from mimgenv.scenes.sprites.drawings import DRAWINGS
+from mimgenv.scenes.tabletop.camera import sine_cosine
 
 Layer: TypeAlias = npt.NDArray[np.uint8]
 """(n, n), 0 to 255; the middle of the thing is in its middle."""

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import sine_cosine
 from mimgenv.scenes.scene import Viewpoint
+from mimgenv.scenes.tabletop.camera import sine_cosine
 from mimgenv.types import Image
 
 Plane: TypeAlias = npt.NDArray[Any]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mimgenv.errors import TaskError
-from mimgenv.scenes.backdrop import backdrop
-from mimgenv.scenes.motion import MOTIONS, move
 from mimgenv.scenes.scene import Kind, Scene, Thing
-from mimgenv.scenes.tabletop import Tabletop
+from mimgenv.scenes.tabletop.backdrop import backdrop
+from mimgenv.scenes.tabletop.motion import MOTIONS, move
+from mimgenv.scenes.tabletop.world import Tabletop
 
 WORLD = Tabletop()
 FRAMES = 6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mimgenv.scenes.backdrop import backdrop
 from mimgenv.scenes.scene import Kind, Thing
-from mimgenv.scenes.sight import SAMPLES, Sight, edges, embody, extent, look, look_closely, seen
+from mimgenv.scenes.tabletop.backdrop import backdrop
+from mimgenv.scenes.tabletop.sight import SAMPLES, Sight, edges, embody, extent, look, look_closely, seen
 
 
 def test_an_edge_has_a_neighbour_with_another_code() -> None:

@@ -15,11 +15,11 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import sine_cosine
-from mimgenv.scenes.cutouts import FULL, cutout
-from mimgenv.scenes.drawings import DRAWINGS
-from mimgenv.scenes.grounds import STILL
 from mimgenv.scenes.scene import Scene, Thing, Viewpoint
+from mimgenv.scenes.sprites.cutouts import FULL, cutout
+from mimgenv.scenes.sprites.drawings import DRAWINGS
+from mimgenv.scenes.sprites.grounds import STILL
+from mimgenv.scenes.tabletop.camera import sine_cosine
 
 Path: TypeAlias = npt.NDArray[np.float64]
 """Where the middles of things are at each moment, (..., moments, 2) in pixels."""

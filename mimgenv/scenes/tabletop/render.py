@@ -12,12 +12,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.backdrop import Backdrop, backdrop
-from mimgenv.scenes.camera import Plane
 from mimgenv.scenes.scene import Frame, Scene
-from mimgenv.scenes.shading import shade_floor, shade_things
-from mimgenv.scenes.sight import FACES, Codes, Indices, Seen, edges, embody, extent, look, look_closely, seen
-from mimgenv.scenes.stage import Stage, stage
+from mimgenv.scenes.tabletop.backdrop import Backdrop, backdrop
+from mimgenv.scenes.tabletop.camera import Plane
+from mimgenv.scenes.tabletop.shading import shade_floor, shade_things
+from mimgenv.scenes.tabletop.sight import FACES, Codes, Indices, Seen, edges, embody, extent, look, look_closely, seen
+from mimgenv.scenes.tabletop.stage import Stage, stage
 from mimgenv.types import Image
 
 # The C library keeps freed memory for the next array up to the size of the largest block freed so far: without this,

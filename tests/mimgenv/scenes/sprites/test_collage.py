@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mimgenv.scenes import grounds
-from mimgenv.scenes.collage import PALETTE, draw
-from mimgenv.scenes.cutouts import cutout
-from mimgenv.scenes.drawings import DRAWINGS
-from mimgenv.scenes.grounds import FAMILIES, HELD_OUT, HELD_OUT_FAMILY, ground, light, painted
 from mimgenv.scenes.scene import Frame, Kind, Scene, Thing
-from mimgenv.scenes.sprites import Sprites
+from mimgenv.scenes.sprites import grounds
+from mimgenv.scenes.sprites.collage import PALETTE, draw
+from mimgenv.scenes.sprites.cutouts import cutout
+from mimgenv.scenes.sprites.drawings import DRAWINGS
+from mimgenv.scenes.sprites.grounds import FAMILIES, HELD_OUT, HELD_OUT_FAMILY, ground, light, painted
+from mimgenv.scenes.sprites.world import Sprites
 
 SIDE = 224
 CROWD = Scene(
@@ -51,7 +51,8 @@ def test_a_scene_has_the_golden_bytes(name: str) -> None:
 def test_a_fresh_process_draws_the_same_bytes() -> None:
     scene = GOLDEN["disturbed"][0]
     code = (
-        "from mimgenv.scenes.scene import Kind, Scene, Thing; from mimgenv.scenes.collage import draw; import hashlib;"
+        "from mimgenv.scenes.scene import Kind, Scene, Thing;"
+        "from mimgenv.scenes.sprites.collage import draw; import hashlib;"
         f"frame = draw({scene!r}, {SIDE});"
         "print(hashlib.sha256(frame.pixels.tobytes() + frame.instances.tobytes()).hexdigest()[:16])"
     )

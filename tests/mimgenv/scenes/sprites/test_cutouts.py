@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mimgenv.scenes.cutouts import Cutout, cutout
-from mimgenv.scenes.drawings import DRAWINGS, _drawing
+from mimgenv.scenes.sprites.cutouts import Cutout, cutout
+from mimgenv.scenes.sprites.drawings import DRAWINGS, _drawing
 
 
 def _cut(monkeypatch: pytest.MonkeyPatch, text: str, size: int, turn: float = 0.0) -> Cutout:

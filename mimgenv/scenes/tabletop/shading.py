@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from mimgenv.scenes.backdrop import Backdrop, Light
-from mimgenv.scenes.camera import Plane, Rays, Vector
-from mimgenv.scenes.floor import WHITE, Colour, linear, times
-from mimgenv.scenes.sight import FACES, Body, Seen, Sight, Window, middles, window
-from mimgenv.scenes.stage import doubled, floor_points
+from mimgenv.scenes.tabletop.backdrop import Backdrop, Light
+from mimgenv.scenes.tabletop.camera import Plane, Rays, Vector
+from mimgenv.scenes.tabletop.floor import WHITE, Colour, linear, times
+from mimgenv.scenes.tabletop.sight import FACES, Body, Seen, Sight, Window, middles, window
+from mimgenv.scenes.tabletop.stage import doubled, floor_points
 from mimgenv.types import Box
 
 PALETTE: Final[dict[str, Colour]] = {

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mimgenv.geometry import area, intersection
-from mimgenv.scenes.camera import Camera, Rays
 from mimgenv.scenes.scene import Kind, Thing
-from mimgenv.scenes.shapes import Cylinder
+from mimgenv.scenes.tabletop.camera import Camera, Rays
+from mimgenv.scenes.tabletop.shapes import Cylinder
 from mimgenv.types import Box
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from mimgenv.errors import ConfigurationError, TaskError
 from mimgenv.geometry import iou
-from mimgenv.scenes.collage import PALETTE
-from mimgenv.scenes.crowd import apart, inside, least_seen
-from mimgenv.scenes.drawings import DRAWINGS
-from mimgenv.scenes.grounds import HELD_OUT_FAMILY, ground
 from mimgenv.scenes.scene import Kind, MovingWorld, Scene, Thing
-from mimgenv.scenes.sprites import COUNTS, LOOK_ALIKES, MOTIONS, NUDGES, USES, Sprites
+from mimgenv.scenes.sprites.collage import PALETTE
+from mimgenv.scenes.sprites.crowd import apart, inside, least_seen
+from mimgenv.scenes.sprites.drawings import DRAWINGS
+from mimgenv.scenes.sprites.grounds import HELD_OUT_FAMILY, ground
+from mimgenv.scenes.sprites.world import COUNTS, LOOK_ALIKES, MOTIONS, NUDGES, USES, Sprites
 from mimgenv.tasks.draft import draw_kinds
 
 WORLD, HELD_OUT = Sprites(), Sprites(held_out=True)

@@ -15,9 +15,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import Camera, Plane, Rays
 from mimgenv.scenes.scene import Thing
-from mimgenv.scenes.shapes import SOLIDS, Hit, Solid
+from mimgenv.scenes.tabletop.camera import Camera, Plane, Rays
+from mimgenv.scenes.tabletop.shapes import SOLIDS, Hit, Solid
 from mimgenv.types import Box
 
 Codes: TypeAlias = npt.NDArray[np.int16]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mimgenv.scenes.camera import NOWHERE, look_at
+from mimgenv.scenes.tabletop.camera import NOWHERE, look_at
 
 CAMERA = look_at((0.0, 0.0, 0.5), -1.2, 0.6, 8.0, 224)
 

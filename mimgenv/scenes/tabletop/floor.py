@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import Camera, Plane, sine_cosine
+from mimgenv.scenes.tabletop.camera import Camera, Plane, sine_cosine
 
 Colour: TypeAlias = tuple[float, float, float]
 """Light in red, green and blue, each in [0, `WHITE`]."""

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mimgenv.scenes.backdrop import backdrop
-from mimgenv.scenes.shapes import SOLIDS
+from mimgenv.scenes.tabletop.backdrop import backdrop
+from mimgenv.scenes.tabletop.shapes import SOLIDS
 
 
 @pytest.mark.parametrize("shape", SOLIDS)

@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from mimgenv.scenes.camera import Camera, Vector, look_at, sine_cosine
-from mimgenv.scenes.floor import Colour, Floor, draw_floor, linear, times
 from mimgenv.scenes.scene import Viewpoint
+from mimgenv.scenes.tabletop.camera import Camera, Vector, look_at, sine_cosine
+from mimgenv.scenes.tabletop.floor import Colour, Floor, draw_floor, linear, times
 
 WALLS: Final = ("c9d3dc", "d9d2c6", "c6d2c8", "d6cbd0", "b9c2cc")
 SKY: Final = 0.38

@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.camera import sine_cosine
+from mimgenv.scenes.tabletop.camera import sine_cosine
 
 Outline: TypeAlias = npt.NDArray[np.float64]
 """Corners of a closed polygon, (n, 2)."""

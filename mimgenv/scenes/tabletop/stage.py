@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from mimgenv.scenes.backdrop import SKY, SUN, Backdrop, Room, backdrop
-from mimgenv.scenes.camera import Camera, Plane, Rays
 from mimgenv.scenes.scene import Viewpoint
+from mimgenv.scenes.tabletop.backdrop import SKY, SUN, Backdrop, Room, backdrop
+from mimgenv.scenes.tabletop.camera import Camera, Plane, Rays
 
 _LEVEL: Final = np.float32(-0.03)  # Rays less steep than this count as meeting the floor where this one does.
 _BEHIND: Final = 0.1  # Walls nearer than this, or behind the camera, are not seen.

@@ -12,9 +12,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mimgenv.scenes.cutouts import FULL, Cutout, cutout
-from mimgenv.scenes.grounds import STILL, Light, light, painted
 from mimgenv.scenes.scene import Frame, Scene, Thing, Viewpoint
+from mimgenv.scenes.sprites.cutouts import FULL, Cutout, cutout
+from mimgenv.scenes.sprites.grounds import STILL, Light, light, painted
 from mimgenv.types import Box, Image
 
 Window: TypeAlias = tuple[slice, slice]

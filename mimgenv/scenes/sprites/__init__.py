@@ -1,0 +1,1 @@
+"""The sprites: cut-outs of things one names at once. world.py places them, collage.py draws them."""
