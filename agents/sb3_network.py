@@ -25,7 +25,8 @@ PPO_SETTINGS: Final[dict[str, Any]] = {
     "batch_size": 256,
     "n_epochs": 8,
     "learning_rate": 1e-3,
-    "ent_coef": 0.005,
+    "target_kl": 0.08,
+    "ent_coef": 0.01,
     "gamma": 1.0,
     "gae_lambda": 0.95,
 }

@@ -35,10 +35,10 @@ class TokenActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One token per step; at the end-of-turn token, or at the longest turn, the environment plays the turn.
 
     The masks, `action_masks()` and `info["action_mask"]`, hold what may come next so that the turn parses, can be
-    carried out (but for a box that is inverted or empty), and fits into the tokens left; they are never empty. Free
-    text may be cut into tokens in any way; text that the grammar forces, only as the codec itself writes it. A token
-    outside the mask is no error: it is written like any other, the masks then allow every id to the end of that turn,
-    and the environment judges what was written.
+    carried out (but for a box that is inverted or empty), fits into the tokens left, and, where it calls a tool, leaves
+    a turn and tokens for an answer; they are never empty. Free text may be cut into tokens in any way; text that the
+    grammar forces, only as the codec itself writes it. A token outside the mask is no error: it is written like any
+    other, the masks then allow every id to the end of that turn, and the environment judges what was written.
 
     A step that ends no turn pays 0 and shows nothing new: no images, no text; its `info` is that of the last turn,
     without an error.

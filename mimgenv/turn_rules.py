@@ -95,14 +95,15 @@ class BoundedTurn(TurnMatcher):
 
     def _may_take(self, *ids: int) -> bool:
         """Whether these ids may come next: where the text is forced, masks hold one way to write it, and may err."""
-        if self.done:
-            return ids == self._codec.end_ids[:1]
-        return int(self._matcher.validate_tokens(ids)) == len(ids)
+        taken: int = self._matcher.validate_tokens(ids)
+        return taken == len(ids) or (ids == self._codec.end_ids[:1] and self.done)
 
     def _look_ahead(self, mask: Mask, way: Ids) -> _Ahead:
-        """What lies behind each id of the mask; kept where `<` may come: there, what was written no longer matters."""
-        place = mask.tobytes(), way
-        known = _known_places(self._codec, self._arguments[1]) if _tags(self._codec)[[*way[:1]]].all() else {}
+        """What lies behind each id of the mask; kept for other turns where the words of the thought do not matter."""
+        _, closed, act = self._codec.decode(self._ids).partition("</think>")
+        wordless = self._codec.decode(way[:1]).startswith("<")  # a way that takes nothing of what a thought may hold
+        known = _known_places(self._codec, self._arguments[1]) if closed or wordless else {}
+        place = mask.tobytes(), way, act
         if place not in known:
             if len(known) >= REMEMBERED:
                 known.clear()
@@ -113,8 +114,10 @@ class BoundedTurn(TurnMatcher):
     def _ways_from(self, legal: Sequence[int], way: Ids) -> dict[int, Ids | None]:
         """The way home from behind each id: a known one, the last that fitted first, or else a new one."""
         known = [way[start:] for start in range(len(way))]
-        ways: dict[int, Ids | None] = {}
+        ways: dict[int, Ids | None] = dict.fromkeys(self._within_text(legal, way), way)
         for index in legal:
+            if index in ways:
+                continue
             fitting = next((number for number, each in enumerate(known) if self._may_take(index, *each)), None)
             if way[:1] == (index,):
                 ways[index] = way[1:]
@@ -125,6 +128,15 @@ class BoundedTurn(TurnMatcher):
                 ways[index] = found = self._way_behind(index)
                 known[:0] = [found] if found else []
         return ways
+
+    def _within_text(self, legal: Sequence[int], way: Ids) -> list[int]:
+        """The ids behind which the same way leads home, as far as can be told without trying: a free text goes on."""
+        texts = _texts(self._codec)
+        tag_may_come = any(texts[index].startswith("<") for index in legal)
+        closer = "<" if tag_may_come else '"'  # of a thought or a text answer, or else of a label
+        if not way or not texts[way[0]].startswith(closer):
+            return []
+        return [index for index in legal if texts[index] and not set(texts[index]) & {closer, "\ufffd"}]
 
     def _way_behind(self, index: int) -> Ids | None:
         if not self._may_take(index):
@@ -149,20 +161,20 @@ def _walked(arguments: tuple[Any, ...], ids: Ids) -> BoundedTurn:
 
 
 @lru_cache(maxsize=256)
-def _known_places(codec: Codec, grammar: str) -> dict[tuple[bytes, Ids], _Ahead]:
+def _known_places(codec: Codec, grammar: str) -> dict[tuple[bytes, Ids, str], _Ahead]:
     return {}
 
 
 @lru_cache(maxsize=8)
-def _tags(codec: Codec) -> Mask:
-    """Which ids begin a tag, (V,)."""
-    return np.array([codec.decode([index]).startswith("<") for index in range(codec.vocab_size)])
+def _texts(codec: Codec) -> list[str]:
+    """The text of each id."""
+    return [codec.decode([index]) for index in range(codec.vocab_size)]
 
 
 @lru_cache(maxsize=8)
 def _eagerness(codec: Codec) -> npt.NDArray[np.int64]:
     """How soon a turn ends if a token is written where it may be, (V,): no tool, then tags, quotes, the longest."""
-    texts = [codec.decode([index]) for index in range(codec.vocab_size)]
+    texts = _texts(codec)
 
     def eager(index: int) -> tuple[bool, bool, bool, int, int]:
         text = texts[index]
