@@ -17,11 +17,12 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from mimgenv.bounded_turn import Ids, Mask
 from mimgenv.env import MAX_SIDE, MultiImageEnv
 from mimgenv.errors import ConfigurationError
 from mimgenv.grammar import TurnLimits
 from mimgenv.tools import resize
-from mimgenv.turn_rules import LIMITS, Ids, Mask, OpenTurn, TurnRules
+from mimgenv.turn_rules import LIMITS, OpenTurn, TurnRules
 from mimgenv.types import Grounding, Image, Observation
 
 
