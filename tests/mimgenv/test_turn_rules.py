@@ -203,6 +203,21 @@ def test_with_few_tokens_left_a_thought_must_be_closed_and_with_many_it_need_not
     assert all("</think>" in text for text in few)
 
 
+@pytest.mark.parametrize("name", ["default", "bytes"])
+@pytest.mark.parametrize("spare", [3, 20, 90, 200])
+def test_a_thought_may_go_on_as_long_as_an_answer_fits(name: str, spare: int) -> None:
+    codec = CODECS[name]
+    made = rules(codec, ALL_TOOLS, limits=TurnLimits(1000, 1, 1))
+    for answer in ("grounding", "text"):
+        turn = made.turn(EXTENTS, answer, turns=2, tokens=2 * made.reserve + spare, images=1)
+        ids = walk(turn, np.random.default_rng(0), codec, prefer="x")
+        thought = codec.decode(ids).removeprefix("<think>").partition("</think>")[0]
+        shortest = (
+            made.reserve if answer == "grounding" else len(codec.encode_turn("<think></think><answer>x</answer>"))
+        )
+        assert len(thought) - len(thought.lstrip("x")) == made.reserve + spare - shortest
+
+
 # Everything valid is in reach
 
 
