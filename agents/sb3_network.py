@@ -30,6 +30,7 @@ PPO_SETTINGS: Final[dict[str, Any]] = {
     "gamma": 1.0,
     "gae_lambda": 0.95,
 }
+"""Rewards come at the end only, hence no discount. Larger early updates can end in one constant, refused box."""
 
 
 class EpisodeFeatures(BaseFeaturesExtractor):
