@@ -1,102 +1,57 @@
-"""A Qwen2.5-VL-type model as the sampler and the trainer see it: images in, hidden states and log-probs out.
+"""A model of the Qwen-VL kind as the sampler and the trainer see it: images in, hidden states and log-probs out.
 
-Owns what is peculiar to the architecture: patches, image tokens, multimodal positions, loading. Sampling is in
-hf_sampler.py, gradients in `rl`. Positions are always given to the model, never left for it to infer: its own
-bookkeeping is hidden state that goes stale between calls.
+Owns what is peculiar to these models: image tokens, features, masks, loading. Sampling is in hf_sampler.py, gradients
+in `rl`. Positions are always given to the model, never left for it to infer: its own bookkeeping is hidden state that
+goes stale between calls.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import types
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image as PillowImage
 from torch import Tensor
 from torch.nn import functional
 
+from agents.attention import FLEX, block_mask, dense_mask, register
 from agents.chat import Chat
+from agents.positions import Expanded, Ids, expand
+from agents.vision import FeatureCache, Patcher, digest, pixel_bounds, speed_up_vision
 from mimgenv.codec import Codec
-from mimgenv.geometry import smart_resize
 from mimgenv.types import Image
+
+__all__ = ["Expanded", "Ids", "QwenVL", "digest", "expand", "load_qwen_vl", "model_path", "save_qwen_vl"]
 
 MODEL_FILES: Final = ("config.json", "tokenizer.json")
 TINY: Final = "tiny"
 """The name of the cold-started checkpoint that ships with the package."""
-
-Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Expanded:
-    """Ids with every placeholder repeated to the number of tokens its image takes.
-
-    Attributes:
-        ids: (T,) int64.
-        positions: (3, T) int64: time, height and width of multimodal RoPE.
-        origin: (T,) int64: index into the compact ids, so that `mask[origin]` moves a mask along.
-        next_position: Where the text after it goes on.
-    """
-
-    ids: Ids
-    positions: Ids
-    origin: Ids
-    next_position: int
-
-
-def expand(ids: Sequence[int], grids: Sequence[tuple[int, int]], image_id: int, start: int = 0) -> Expanded:
-    """Expands compact ids and lays out their positions (Qwen2-VL, arXiv 2409.12191, section 2.1: M-RoPE).
-
-    Args:
-        ids: Compact ids: one `image_id` per image.
-        grids: Rows and columns of tokens of each image, in order.
-        image_id: The placeholder.
-        start: The first position, for ids that continue others.
-
-    Raises:
-        ValueError: If the numbers of placeholders and grids differ.
-    """
-    compact = np.asarray(ids, np.int64)
-    where = np.flatnonzero(compact == image_id)
-    if len(where) != len(grids):
-        raise ValueError(f"{len(where)} image placeholders, {len(grids)} image grids")
-    repeats = np.ones(len(compact), np.int64)
-    repeats[where] = [rows * columns for rows, columns in grids]
-    origin = np.repeat(np.arange(len(compact)), repeats)
-    advance = np.ones(len(compact), np.int64)
-    advance[where] = [max(grid) for grid in grids]
-    first = start + np.concatenate([[0], np.cumsum(advance)])
-    positions = np.repeat(first[:-1][origin][None], 3, axis=0)
-    begins = np.cumsum(repeats) - repeats
-    for index, (rows, columns) in zip(where, grids, strict=True):
-        span = slice(begins[index], begins[index] + rows * columns)
-        down, across = np.divmod(np.arange(rows * columns), columns)
-        positions[1, span] += down
-        positions[2, span] += across
-    return Expanded(compact[origin], positions, origin, int(first[-1]))
-
-
-def digest(image: Image) -> bytes:
-    """Equal for equal images."""
-    return hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(image.shape).encode()).digest()
+PROCESSORS: Final[Mapping[str, str]] = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_5": "Qwen3VLProcessor",
+}
+"""The families supported, by model type, and the processor each is saved with. All else is in a model's config."""
+ATTENTIONS: Final[Mapping[str, str]] = {"sdpa": "sdpa", "flex_attention": FLEX}
+"""Attentions of the language model, and their names in transformers."""
 
 
 class QwenVL:
     """A model with what it takes to feed it.
 
     Args:
-        model: A `Qwen2_5_VLForConditionalGeneration`.
+        model: A `...ForConditionalGeneration` of one of the families supported.
         tokenizer: Its Hugging Face tokenizer, with a chat template.
         min_pixels, max_pixels: Bounds of the image processor.
         image_mean, image_std: Per channel, of pixels in [0, 1].
+        vision_cache_bytes: Most bytes of image features kept between calls; with 0 none are.
+
+    Raises:
+        ValueError: If the model is of no family supported, or has layers of a kind that none has.
     """
 
     def __init__(
@@ -107,16 +62,28 @@ class QwenVL:
         max_pixels: int,
         image_mean: Sequence[float],
         image_std: Sequence[float],
+        vision_cache_bytes: int = 2 << 30,
     ) -> None:
+        _check_family(model.config.model_type)
         self.model = model
         self.tokenizer = tokenizer
         self.codec = Codec(tokenizer.backend_tokenizer)
         self.chat = Chat(self.codec, self._render)
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.mean = np.asarray(image_mean, np.float32)
-        self.std = np.asarray(image_std, np.float32)
-        vision = model.config.vision_config
-        self.patch, self.merge, self.frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        vision, text = model.config.vision_config, model.config.text_config
+        self.patcher = Patcher(
+            vision.patch_size,
+            vision.spatial_merge_size,
+            vision.temporal_patch_size,
+            min_pixels,
+            max_pixels,
+            np.asarray(image_mean, np.float32),
+            np.asarray(image_std, np.float32),
+        )
+        self._layer_types = frozenset(getattr(text, "layer_types", None) or ())
+        if strange := sorted(self._layer_types - {"full_attention", "linear_attention"}):
+            raise ValueError(f"layers of full or linear attention are supported, not {', '.join(strange)}")
+        self._flex = text._attn_implementation == FLEX
+        self._features = FeatureCache(vision_cache_bytes)
         self._banned = torch.tensor(sorted(self.codec.banned_ids))
         speed_up_vision(model.model.visual)
 
@@ -132,51 +99,89 @@ class QwenVL:
         device: torch.device = self.model.device
         return device
 
-    def size(self, image: Image) -> tuple[int, int]:
-        """Height and width in pixels after the image processor's resizing."""
-        height, width = image.shape[:2]
-        factor = self.patch * self.merge
-        return smart_resize(height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+    @property
+    def unshareable(self) -> str:
+        """Why samples cannot share a prompt in a packed row; empty where they can."""
+        if "linear_attention" not in self._layer_types:
+            return ""
+        return "layers of linear attention carry one state along the row, so that a branch would see those before it"
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether samples may share a prompt in a packed row; otherwise every sample needs a row of its own."""
+        return not self.unshareable
 
     def grid(self, image: Image) -> tuple[int, int]:
         """Rows and columns of tokens an image takes."""
-        height, width = self.size(image)
-        factor = self.patch * self.merge
-        return height // factor, width // factor
-
-    def patches(self, image: Image) -> npt.NDArray[np.float32]:
-        """(patches, channels · frames · patch · patch) float32, in the order of Qwen2-VL's image processor."""
-        height, width = self.size(image)
-        resized = PillowImage.fromarray(image).resize((width, height), PillowImage.Resampling.BICUBIC)
-        pixels = (np.asarray(resized, np.float32) / 255 - self.mean) / self.std
-        m, p = self.merge, self.patch
-        blocks = pixels.transpose(2, 0, 1).reshape(3, height // p // m, m, p, width // p // m, m, p)
-        ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-        still = np.broadcast_to(ordered, (*ordered.shape[:5], self.frames, p, p))
-        return still.reshape(height // p * (width // p), -1).astype(np.float32, copy=False)
+        return self.patcher.grid(image)
 
     def encode_images(self, images: Sequence[Image]) -> dict[bytes, Tensor]:
-        """Features (tokens, hidden) of each distinct image, by digest: every image is encoded once."""
+        """Features (tokens, features) of each distinct image, by digest; not to be written to.
+
+        Every image is encoded once, and not again while its features are kept: with a frozen tower they always may
+        be, with a trained one until its weights change and not while gradients flow. The features of DeepStack stand
+        behind the main ones, along the last axis.
+        """
         distinct = {digest(image): image for image in images}
-        if not distinct:
-            return {}
-        pixels = torch.from_numpy(np.concatenate([self.patches(image) for image in distinct.values()]))
-        grids = [self.grid(image) for image in distinct.values()]
-        thw = torch.tensor([(1, rows * self.merge, columns * self.merge) for rows, columns in grids])
-        pixels, thw = pixels.to(self.device), thw.to(self.device)
-        features = self.model.model.get_image_features(pixels, thw, return_dict=True).pooler_output
-        return dict(zip(distinct, features, strict=True))
+        if torch.is_grad_enabled() and self._vision_is_trained():
+            return dict(zip(distinct, self._encode(list(distinct.values())), strict=True))
+        self._features.renew(self._vision_version())
+        found = {key: self._features.get(key) for key in distinct}
+        missing = [key for key, features in found.items() if features is None]
+        with torch.no_grad():
+            made = dict(zip(missing, self._encode([distinct[key] for key in missing]), strict=True))
+        for key, features in made.items():
+            self._features.put(key, features)
+        return {key: made[key] if features is None else features for key, features in found.items()}
+
+    def weights_changed(self) -> None:
+        """Forgets what depends on weights that are trained: the features of images, unless the tower is frozen."""
+        if self._vision_is_trained():
+            self._features.clear()
+
+    def see_with(self, other: QwenVL) -> None:
+        """Takes over the vision tower of a model, and the features it keeps: what both see is encoded once.
+
+        Raises:
+            ValueError: If that tower is trained, so that this model would change with it.
+        """
+        if other._vision_is_trained():
+            raise ValueError("a vision tower that is trained cannot be shared with another model")
+        self.model.model.visual, self._features = other.model.model.visual, other._features
+
+    def _vision_is_trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
+
+    def _vision_version(self) -> int:
+        """Differs after the tower was written to in place, by an optimiser or by loading: a belt to the braces."""
+        return sum(parameter._version for parameter in self.model.model.visual.parameters())
+
+    def _encode(self, images: Sequence[Image]) -> list[Tensor]:
+        """Features (tokens, features) of each image, in one pass of the vision tower."""
+        if not images:
+            return []
+        pixels = torch.from_numpy(np.concatenate([self.patcher.patches(image) for image in images]))
+        merge = self.patcher.merge
+        thw = torch.tensor([(1, rows * merge, columns * merge) for rows, columns in map(self.grid, images)])
+        found = self.model.model.get_image_features(pixels.to(self.device), thw.to(self.device), return_dict=True)
+        layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]
+        return [torch.cat(features, dim=-1) for features in zip(*layers, strict=True)]
+
+    def packed_mask(self, segments: Tensor) -> Any:
+        """What `hidden_states` takes as the mask of packed rows, given their segments (B, T) int64."""
+        return block_mask(segments) if self._flex else dense_mask(segments)
 
     def hidden_states(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, features: Tensor | None, cache: Any = None
+        self, ids: Tensor, positions: Tensor, mask: Any, features: Tensor | None, cache: Any = None
     ) -> Tensor:
         """Runs the language model.
 
         Args:
             ids: (B, T) int64, expanded.
             positions: (3, B, T) int64.
-            mask: (B, 1, T, past + T) bool, True where a token may look; None for a plain causal step.
-            features: (image tokens, hidden), in the order of the placeholders, rows first; None without images.
+            mask: (B, 1, T, past + T) bool, True where a token may look; or a `BlockMask` of the same shape, where the
+                attention is FlexAttention; None for a plain causal step.
+            features: (image tokens, features), in the order of the placeholders, rows first; None without images.
             cache: A transformers cache to read and extend.
 
         Returns:
@@ -190,16 +195,28 @@ class QwenVL:
         count = 0 if features is None else len(features)
         if int(placeholders.sum()) != count:
             raise ValueError(f"{int(placeholders.sum())} image tokens, {count} feature rows")
+        deep: dict[str, Any] = {}
         if features is not None:
-            embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
+            main, *layers = torch.split(features.to(embeddings.dtype), embeddings.shape[-1], dim=-1)
+            embeddings = embeddings.masked_scatter(placeholders[..., None], main)
+            if layers:
+                deep = {"visual_pos_masks": placeholders, "deepstack_visual_embeds": layers}
         hidden: Tensor = self.model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask={"full_attention": mask},
+            attention_mask=self._masks(mask),
             past_key_values=cache,
             use_cache=cache is not None,
+            **deep,
         ).last_hidden_state
         return hidden
+
+    def _masks(self, mask: Any) -> Any:
+        """The mask as the language model takes it: by kind of layer, where its family knows several."""
+        if not self._layer_types:
+            return mask
+        recurrent = "linear_attention" in self._layer_types and mask is not None and mask.shape[-2] > 1
+        return {"full_attention": mask, "linear_attention": _read(mask) if recurrent else None}
 
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """(N, hidden) to (N, V) float32 log-probabilities of the next token; media and role tokens have none."""
@@ -210,50 +227,13 @@ class QwenVL:
         return functional.log_softmax(logits, dim=-1)
 
 
-def speed_up_vision(visual: Any) -> None:
-    """Makes the stock vision tower fast for many small images; the result is the same.
-
-    Stock code loops over images in Python and runs a 3-D convolution whose kernel covers its whole input. Equal-sized
-    images are attended in one batch and the convolution is the matrix product that it is. Acts on this instance only.
-    """
-    embed = visual.patch_embed
-    embed.forward = types.MethodType(_embed_patches, embed)
-    for block in visual.blocks:
-        if hasattr(block.attn, "stock_forward"):  # this model has been here before
-            continue
-        block.attn.stock_forward = block.attn.forward
-        block.attn.forward = types.MethodType(_attend_images, block.attn)
-
-
-def _embed_patches(self: Any, hidden_states: Tensor) -> Tensor:
-    weight = self.proj.weight
-    return functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
-
-
-def _attend_images(
-    self: Any,
-    hidden_states: Tensor,
-    cu_seqlens: Tensor,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    length, chunks = len(hidden_states), len(cu_seqlens) - 1
-    if length % chunks or position_embeddings is None or bool((cu_seqlens.diff() != length // chunks).any()):
-        stock: Tensor = self.stock_forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-        return stock
-    query, key, value = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
-    cos, sin = (part.unsqueeze(-2).float() for part in position_embeddings)
-    query, key = (_rotate(part, cos, sin) for part in (query, key))
-    batch = [part.reshape(chunks, length // chunks, self.num_heads, -1).transpose(1, 2) for part in (query, key, value)]
-    mixed = functional.scaled_dot_product_attention(batch[0], batch[1], batch[2], scale=self.scaling)
-    projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(length, -1))
-    return projected
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return (x.float() * cos + turned.float() * sin).to(x.dtype)
+def _read(mask: Tensor) -> Tensor:
+    """(B, T) bool: False at padding on the left, which neither looks at another token nor is looked at."""
+    length = mask.shape[-2]
+    others = mask[:, 0, :, -length:] & ~torch.eye(length, dtype=torch.bool, device=mask.device)
+    read = others.any(-1) | others.any(-2)
+    read[:, -1] = True  # a prompt may be of one token
+    return read
 
 
 def model_path(name: str) -> str:
@@ -261,19 +241,31 @@ def model_path(name: str) -> str:
     return str(files("agents").joinpath("assets/tiny")) if name == TINY else name
 
 
-def load_qwen_vl(name: str, device: str = "cpu", dtype: str = "float32") -> QwenVL:
-    """Loads a Qwen2.5-VL-type model from a directory or the hub.
+def load_qwen_vl(
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    vision_cache_bytes: int = 2 << 30,
+) -> QwenVL:
+    """Loads a model of any family in `PROCESSORS` from a directory or the hub.
 
     Args:
         name: A directory, a hub name such as `Qwen/Qwen2.5-VL-7B-Instruct`, or `tiny`.
         device: Such as `cpu` or `cuda`.
         dtype: Such as `float32` or `bfloat16`.
+        attention: `sdpa`, or `flex_attention`, which is for a GPU: packed rows then skip the blocks nobody looks at.
+        vision_cache_bytes: Most bytes of image features kept between calls; with 0 none are.
 
     Raises:
         FileNotFoundError: If `name` looks like a directory and is none, or lacks a model's files.
+        ValueError: If the model's family or the attention is not supported.
     """
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
 
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}, not {attention}")
+    register()
     path = model_path(name)
     if Path(path).is_dir():
         missing = [file for file in MODEL_FILES if not (Path(path) / file).is_file()]
@@ -281,34 +273,23 @@ def load_qwen_vl(name: str, device: str = "cpu", dtype: str = "float32") -> Qwen
             raise FileNotFoundError(f"{path} holds no model: {', '.join(missing)} missing")
     elif path.startswith((".", "/")) or path.count("/") > 1:  # a hub name has one slash at most
         raise FileNotFoundError(f"{path} is not a directory")
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    _check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
+    model = AutoModelForImageTextToText.from_pretrained(
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation={"text_config": ATTENTIONS[attention], "vision_config": "sdpa"},
     )
-    return QwenVL(model.to(device).eval(), AutoTokenizer.from_pretrained(path), *_pixel_bounds(path))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return QwenVL(model.to(device).eval(), tokenizer, *pixel_bounds(path), vision_cache_bytes)
 
 
-def _pixel_bounds(path: str) -> tuple[int, int, list[float], list[float]]:
-    """Size bounds and normalisation from the image processor's configuration."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    processor = Qwen2VLImageProcessorPil.from_pretrained(path)
-    size = processor.size
-    return size["shortest_edge"], size["longest_edge"], list(processor.image_mean), list(processor.image_std)
+def _check_family(model_type: str | None) -> None:
+    if model_type not in PROCESSORS:
+        raise ValueError(f"the family of a model is one of {', '.join(PROCESSORS)}, not {model_type}")
 
 
 def save_qwen_vl(qwen: QwenVL, path: str) -> None:
     """Writes a directory that `load_qwen_vl`, transformers and vLLM load."""
     qwen.model.save_pretrained(path)
     qwen.tokenizer.save_pretrained(path)
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": qwen.min_pixels,
-        "max_pixels": qwen.max_pixels,
-        "patch_size": qwen.patch,
-        "temporal_patch_size": qwen.frames,
-        "merge_size": qwen.merge,
-        "image_mean": [float(value) for value in qwen.mean],
-        "image_std": [float(value) for value in qwen.std],
-    }
-    Path(path, "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+    qwen.patcher.save(path, PROCESSORS[qwen.model.config.model_type])

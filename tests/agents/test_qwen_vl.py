@@ -1,21 +1,24 @@
-"""Images in, hidden states out: everything that was made faster equals what transformers computes."""
+"""Images in, hidden states out, of every family: what transformers computes; and what is kept between calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from agents.qwen_vl import QwenVL, digest, expand, load_qwen_vl, model_path, save_qwen_vl
-from agents.tiny_model import MEAN, PIXEL_BOUNDS, STD, tiny_tokenizer
+from agents.tiny_model import tiny_qwen_vl
 from mimgenv.types import Image
 
 Grid = tuple[int, int]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
 TEXT = 100
 """The id of an ordinary token."""
 
@@ -35,219 +38,14 @@ def conversation(image_id: int, images: int) -> list[int]:
     return ids
 
 
-def processor(minimum: int = PIXEL_BOUNDS[0], maximum: int = PIXEL_BOUNDS[1]) -> Any:
-    return Qwen2VLImageProcessorPil(min_pixels=minimum, max_pixels=maximum)
-
-
-def stock_patches(image: Image, minimum: int = PIXEL_BOUNDS[0], maximum: int = PIXEL_BOUNDS[1]) -> Any:
-    made = processor(minimum, maximum)(images=[image], return_tensors="np")
-    return made["pixel_values"], tuple(int(side) for side in made["image_grid_thw"][0])
-
-
-# ---------------------------------------------------------------- expand
-
-
-@pytest.mark.parametrize(
-    "grids", [[], [(3, 3)], [(2, 5)], [(5, 2), (1, 1), (3, 4)], [(1, 7), (7, 1)], [(4, 4), (4, 4), (2, 6), (6, 2)]]
-)
-def test_positions_are_those_of_transformers(qwen: QwenVL, stock: Any, grids: list[Grid]) -> None:
-    laid = expand(conversation(qwen.chat.image_id, len(grids)), grids, qwen.chat.image_id)
-    ids = torch.from_numpy(laid.ids)[None]
-    thw = torch.tensor([(1, 2 * rows, 2 * columns) for rows, columns in grids]) if grids else None
-    positions, delta = stock.model.get_rope_index(ids, (ids == qwen.chat.image_id).int(), image_grid_thw=thw)
-    np.testing.assert_array_equal(laid.positions, positions[:, 0].numpy())
-    assert laid.next_position == int(delta) + len(laid.ids)
-
-
-def test_an_image_takes_rows_times_columns_tokens_and_advances_by_its_longer_side() -> None:
-    laid = expand([7, 9, 7], [(2, 3)], image_id=9)
-    assert laid.ids.tolist() == [7, 9, 9, 9, 9, 9, 9, 7]
-    assert laid.positions.tolist() == [
-        [0, 1, 1, 1, 1, 1, 1, 4],
-        [0, 1, 1, 1, 2, 2, 2, 4],
-        [0, 1, 2, 3, 1, 2, 3, 4],
-    ]
-    assert laid.next_position == 5
-
-
-def test_origin_moves_a_mask_along() -> None:
-    laid = expand([7, 9, 8, 9, 6], [(1, 2), (2, 1)], image_id=9)
-    mask = np.array([False, True, False, False, True])
-    assert laid.ids.tolist() == [7, 9, 9, 8, 9, 9, 6]
-    assert mask[laid.origin].tolist() == [False, True, True, False, False, False, True]
-    assert np.array([7, 9, 8, 9, 6])[laid.origin].tolist() == laid.ids.tolist()
-
-
-@pytest.mark.parametrize("grids", [[], [(1, 1)], [(1, 1)] * 3])
-def test_placeholders_and_grids_are_counted(grids: list[Grid]) -> None:
-    with pytest.raises(ValueError, match=f"2 image placeholders, {len(grids)} image grids"):
-        expand([7, 9, 9, 7], grids, image_id=9)
-
-
-@pytest.mark.parametrize("cut", range(9))
-def test_a_continuation_goes_on_where_the_whole_would(cut: int) -> None:
-    ids, grids = [7, 9, 8, 9, 9, 6, 5, 9], [(2, 3), (4, 1), (1, 1), (3, 3)]
-    whole = expand(ids, grids, image_id=9)
-    images = ids[:cut].count(9)
-    before = expand(ids[:cut], grids[:images], image_id=9)
-    after = expand(ids[cut:], grids[images:], image_id=9, start=before.next_position)
-    assert [*before.ids, *after.ids] == whole.ids.tolist()
-    np.testing.assert_array_equal(np.concatenate([before.positions, after.positions], axis=1), whole.positions)
-    assert after.next_position == whole.next_position
-
-
-# ---------------------------------------------------------------- patches
-
-
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (84, 84), (56, 140), (224, 112)])
-def test_patches_of_a_fitting_image_are_those_of_transformers(qwen: QwenVL, height: int, width: int) -> None:
-    image = photograph(height, width)
-    patches, thw = stock_patches(image)
-    np.testing.assert_allclose(qwen.patches(image), patches, atol=1e-6)
-    assert (1, *(2 * side for side in qwen.grid(image))) == thw
-
-
-@pytest.mark.parametrize(
-    ("height", "width"),
-    [(100, 100), (75, 62), (60, 60), (95, 60), (60, 95), (20, 30), (480, 640), (490, 650), (168, 170)],
-)
-def test_an_image_is_resized_as_transformers_resizes_it(qwen: QwenVL, height: int, width: int) -> None:
-    image = photograph(height, width)
-    patches, thw = stock_patches(image)
-    assert (1, *(2 * side for side in qwen.grid(image))) == thw
-    np.testing.assert_allclose(qwen.patches(image), patches, atol=1e-6)
-
-
-def test_the_pixel_bounds_decide_the_size(qwen: QwenVL) -> None:
-    bounded = QwenVL(qwen.model, qwen.tokenizer, 4 * 784, 9 * 784, MEAN, STD)
-    for height, width in [(28, 28), (84, 84), (300, 100), (1000, 20)]:
-        image = photograph(height, width)
-        patches, thw = stock_patches(image, 4 * 784, 9 * 784)
-        assert (1, *(2 * side for side in bounded.grid(image))) == thw
-        np.testing.assert_allclose(bounded.patches(image), patches, atol=1e-6)
-    assert bounded.grid(photograph(28, 28)) == (2, 2) != qwen.grid(photograph(28, 28))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_sizes_are_those_of_transformers(qwen: QwenVL, seed: int) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    height, width = (int(side) for side in np.random.default_rng(seed).integers(20, 900, 2))
-    image = np.zeros((height, width, 3), np.uint8)
-    assert qwen.size(image) == smart_resize(height, width, 28, *PIXEL_BOUNDS)
-
-
-@pytest.mark.xfail(strict=True, reason="below half a token wide, qwen-vl-utils and transformers give different sizes")
-@pytest.mark.parametrize(("height", "width"), [(5, 9), (10, 300)])
-def test_sizes_of_slivers_are_those_of_transformers(qwen: QwenVL, height: int, width: int) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    assert qwen.size(np.zeros((height, width, 3), np.uint8)) == smart_resize(height, width, 28, *PIXEL_BOUNDS)
-
-
-# ---------------------------------------------------------------- the vision tower
-
-
-def windowed(window_size: int, seed: int = 0) -> tuple[QwenVL, Any]:
-    """A tiny model whose windows are as wide as said, and the same one untouched."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    from agents.tiny_model import _configuration
-
-    settings = _configuration(tiny_tokenizer())
-    settings["vision_config"] |= {"window_size": window_size, "depth": 3, "fullatt_block_indexes": [1]}
-    torch.manual_seed(seed)
-    untouched = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings)).eval()
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings)).eval()
-    model.load_state_dict(untouched.state_dict())
-    return QwenVL(model, tiny_tokenizer(), *PIXEL_BOUNDS, MEAN, STD), untouched
-
-
-def stock_features(model: Any, images: Sequence[Image]) -> Any:
-    made = processor()(images=list(images), return_tensors="pt")
-    with torch.no_grad():
-        return model.model.get_image_features(
-            made["pixel_values"], made["image_grid_thw"], return_dict=True
-        ).pooler_output
-
-
-def assert_same_features(qwen: QwenVL, untouched: Any, images: Sequence[Image]) -> None:
-    with torch.no_grad():
-        features = qwen.encode_images(images)
-    for image, expected in zip(images, stock_features(untouched, images), strict=True):
-        torch.testing.assert_close(features[digest(image)], expected, atol=1e-5, rtol=0)
-        assert float(expected.std()) > 0.01
-
-
-SQUARE, WIDE, TALL = (84, 84), (56, 140), (112, 84)
-
-
-@pytest.mark.parametrize(
-    "sizes", [[SQUARE], [SQUARE] * 4, [WIDE] * 2, [SQUARE, WIDE, TALL], [TALL, SQUARE, TALL, (28, 28)]]
-)
-def test_the_vision_tower_made_fast_equals_the_stock_one(qwen: QwenVL, stock: Any, sizes: list[Grid]) -> None:
-    assert_same_features(qwen, stock, [photograph(*size, seed) for seed, size in enumerate(sizes)])
-
-
-@pytest.mark.parametrize("sizes", [[(112, 168)] * 2, [(140, 84)] * 2, [(112, 112), (140, 84), (28, 168)]])
-def test_it_does_so_with_window_attention_too(sizes: list[Grid]) -> None:
-    images = [photograph(*size, seed) for seed, size in enumerate(sizes)]
-    assert_same_features(*windowed(56), images)
-    wide = stock_features(windowed(1120)[1], images)  # where a window holds the whole image, something else comes out
-    narrow = stock_features(windowed(56)[1], images)
-    assert float((wide[0] - narrow[0]).abs().max()) > 1e-3
-
-
-def test_the_gradient_of_the_fast_tower_is_that_of_the_stock_one() -> None:
-    qwen, untouched = windowed(56)
-    images = [photograph(112, 112, seed) for seed in range(2)]
-    torch.cat(list(qwen.encode_images(images).values())).square().sum().backward()
-    made = processor()(images=images, return_tensors="pt")
-    features = untouched.model.get_image_features(made["pixel_values"], made["image_grid_thw"], return_dict=True)
-    torch.cat(list(features.pooler_output)).square().sum().backward()
-    pairs = zip(qwen.model.model.visual.parameters(), untouched.model.visual.parameters(), strict=True)
-    for ours, theirs in pairs:
-        assert float((ours.grad - theirs.grad).norm()) <= 1e-4 * float(theirs.grad.norm())
-
-
-@pytest.mark.parametrize(
-    ("sizes", "fast"), [([SQUARE] * 3, True), ([(84, 168)], True), ([SQUARE, WIDE], False), ([(112, 84)], False)]
-)
-def test_images_are_attended_in_one_batch_where_all_windows_are_equal(
-    make_qwen: Callable[..., QwenVL], sizes: list[Grid], fast: bool
-) -> None:
-    qwen = make_qwen()
-    stock_calls = []
-    for block in qwen.model.model.visual.blocks:
-        inner = block.attn.stock_forward
-
-        def counted(*arguments: Any, inner: Any = inner, **more: Any) -> Any:
-            stock_calls.append(1)
-            return inner(*arguments, **more)
-
-        block.attn.stock_forward = counted
-    with torch.no_grad():
-        qwen.encode_images([photograph(*size, seed) for seed, size in enumerate(sizes)])
-    assert (not stock_calls) == fast
-
-
-def test_a_model_may_be_wrapped_twice(make_qwen: Callable[..., QwenVL], stock: Any) -> None:
-    model = make_qwen().model
-    for _ in range(2):
-        qwen = QwenVL(model, tiny_tokenizer(), *PIXEL_BOUNDS, MEAN, STD)
-        assert_same_features(qwen, stock, [photograph(*size) for size in (SQUARE, WIDE)])
-
-
-def test_speeding_up_one_model_leaves_others_as_they_are(qwen: QwenVL, stock: Any) -> None:
-    assert not hasattr(stock.model.visual.blocks[0].attn, "stock_forward")
-    assert hasattr(qwen.model.model.visual.blocks[0].attn, "stock_forward")
-
-
 # ---------------------------------------------------------------- images
 
 
-def test_equal_images_are_encoded_once(make_qwen: Callable[..., QwenVL]) -> None:
-    qwen = make_qwen()
+FIRST, SECOND, THIRD = (photograph(84, 84, seed) for seed in (1, 2, 3))
+
+
+def count_encodes(qwen: QwenVL) -> list[int]:
+    """Grows by one number, how many images, with each pass of the model's vision tower."""
     seen: list[int] = []
     inner = qwen.model.model.get_image_features
 
@@ -256,22 +54,137 @@ def test_equal_images_are_encoded_once(make_qwen: Callable[..., QwenVL]) -> None
         return inner(pixels, thw, **more)
 
     qwen.model.model.get_image_features = counted
-    first, second = photograph(84, 84, 1), photograph(84, 84, 2)
-    with torch.no_grad():
-        features = qwen.encode_images([first, second, first.copy(), second, first])
+    return seen
+
+
+def frozen(qwen: QwenVL) -> QwenVL:
+    qwen.model.model.visual.requires_grad_(False)
+    return qwen
+
+
+def test_equal_images_are_encoded_once(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    seen = count_encodes(qwen)
+    features = qwen.encode_images([FIRST, SECOND, FIRST.copy(), SECOND, FIRST])
     assert seen == [2]
-    assert list(features) == [digest(first), digest(second)]
+    assert list(features) == [digest(FIRST), digest(SECOND)]
     assert qwen.encode_images([]) == {}
     assert seen == [2]
 
 
-def test_the_digest_tells_apart_what_differs_in_a_pixel_or_in_shape_only() -> None:
-    image = photograph(28, 56)
-    other = image.copy()
-    other[0, 0, 0] ^= 1
-    turned = image.reshape(56, 28, 3)
-    assert digest(image) == digest(image.copy())
-    assert len({digest(image), digest(other), digest(turned)}) == 3
+def test_under_a_frozen_tower_an_image_is_encoded_once_whatever_the_passes(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = frozen(make_qwen())
+    seen = count_encodes(qwen)
+    first = qwen.encode_images([FIRST, SECOND])
+    with torch.no_grad():
+        again = qwen.encode_images([SECOND, THIRD])
+    qwen.weights_changed()
+    last = qwen.encode_images([THIRD, FIRST, SECOND])
+    assert seen == [2, 1]
+    assert list(last) == [digest(image) for image in (THIRD, FIRST, SECOND)]
+    for features in (first, again):
+        for key, value in features.items():
+            assert torch.equal(value, last[key])
+    assert not any(features.requires_grad for features in last.values())
+
+
+def test_under_a_trained_tower_every_pass_with_gradients_encodes_anew(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    seen = count_encodes(qwen)
+    with torch.no_grad():
+        kept = qwen.encode_images([FIRST])[digest(FIRST)]
+        qwen.encode_images([FIRST])
+    assert (seen, kept.requires_grad) == ([1], False)
+    for _ in range(2):
+        features = qwen.encode_images([FIRST])[digest(FIRST)]
+        assert torch.autograd.grad(features.sum(), qwen.model.model.visual.merger.mlp[2].weight)[0].norm() > 0
+    assert seen == [1, 1, 1]
+    with torch.no_grad():
+        qwen.encode_images([FIRST])
+    assert seen == [1, 1, 1]  # the weights are the same
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_that_were_written_to_are_noticed(make_qwen: Callable[..., QwenVL], trained: bool) -> None:
+    """Even of a tower that is frozen by now, such as one that was loaded anew."""
+    qwen = make_qwen()
+    weight = qwen.model.model.visual.merger.mlp[2].weight
+    with torch.no_grad():
+        before = qwen.encode_images([FIRST])[digest(FIRST)]
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1).step()
+    qwen.model.model.visual.requires_grad_(trained)
+    with torch.no_grad():
+        after = qwen.encode_images([FIRST])[digest(FIRST)]
+    assert float((after - before).abs().max()) > 0.01
+
+
+def test_of_a_trained_tower_nothing_outlives_the_word_that_weights_changed(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    with torch.no_grad():
+        before = qwen.encode_images([FIRST])[digest(FIRST)]
+        qwen.model.model.visual.merger.mlp[2].weight.data.mul_(2)  # which leaves no trace
+        qwen.weights_changed()
+        assert qwen._features.held == 0
+        after = qwen.encode_images([FIRST])[digest(FIRST)]
+    assert float((after - before).abs().max()) > 0.01
+
+
+def test_without_a_budget_nothing_is_kept(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+    patcher = qwen.patcher
+    bounds = (patcher.min_pixels, patcher.max_pixels, patcher.mean, patcher.std)
+    for budget, encodes in ((0, [2, 2]), (1 << 20, [2])):
+        made = frozen(QwenVL(make_qwen().model, qwen.tokenizer, *bounds, vision_cache_bytes=budget))
+        seen = count_encodes(made)
+        for _ in range(2):
+            assert len(made.encode_images([FIRST, SECOND])) == 2
+        assert seen == encodes
+
+
+def test_more_images_than_fit_are_all_served(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+    patcher, one = qwen.patcher, 9 * 64 * 4
+    bounds = (patcher.min_pixels, patcher.max_pixels, patcher.mean, patcher.std)
+    made = frozen(QwenVL(make_qwen().model, qwen.tokenizer, *bounds, vision_cache_bytes=2 * one))
+    seen = count_encodes(made)
+    features = made.encode_images([FIRST, SECOND, THIRD])
+    assert len(features) == 3
+    assert made._features.held == 2 * one
+    again = made.encode_images([THIRD, FIRST])
+    assert seen == [3, 1]
+    assert all(torch.allclose(again[key], features[key], atol=1e-6) for key in again)
+
+
+def test_passing_features_on_does_not_change_them(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = frozen(make_qwen())
+    features = qwen.encode_images([FIRST])[digest(FIRST)]
+    before = features.clone()
+    laid = expand(conversation(qwen.chat.image_id, 1), [(3, 3)], qwen.chat.image_id)
+    mask = torch.ones(len(laid.ids), len(laid.ids), dtype=torch.bool).tril()[None, None]
+    positions = torch.from_numpy(laid.positions)[:, None]
+    hidden = qwen.hidden_states(torch.from_numpy(laid.ids)[None], positions, mask, features)
+    hidden.sum().backward()
+    assert torch.equal(features, before)
+    assert features.grad is None and not features.requires_grad
+    assert qwen.encode_images([FIRST])[digest(FIRST)].data_ptr() != before.data_ptr()
+    assert torch.equal(qwen.encode_images([FIRST])[digest(FIRST)], before)
+
+
+def test_two_models_that_see_with_one_tower_encode_an_image_once(make_qwen: Callable[..., QwenVL]) -> None:
+    policy, reference = frozen(make_qwen()), make_qwen()
+    expected = reference.encode_images([FIRST])[digest(FIRST)]
+    reference.see_with(policy)
+    seen, other = count_encodes(policy), count_encodes(reference)
+    features = policy.encode_images([FIRST])[digest(FIRST)]
+    with torch.no_grad():
+        assert torch.equal(reference.encode_images([FIRST])[digest(FIRST)], features)
+    assert (seen, other) == ([1], [])
+    torch.testing.assert_close(features, expected)
+    assert reference.model.model.visual is policy.model.model.visual
+
+
+def test_a_tower_that_is_trained_cannot_be_shared(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+    with pytest.raises(ValueError, match="a vision tower that is trained cannot be shared"):
+        make_qwen().see_with(qwen)
 
 
 # ---------------------------------------------------------------- hidden states and log-probs
@@ -286,23 +199,108 @@ def run(qwen: QwenVL, ids: list[int], grids: list[Grid], features: Any, cache: A
         )
 
 
-def test_hidden_states_are_those_of_a_stock_forward(qwen: QwenVL, stock: Any) -> None:
-    images = [photograph(84, 84), photograph(56, 112)]
-    ids = conversation(qwen.chat.image_id, 2)
-    features = torch.cat(list(stock_features(stock, images)))
-    hidden = run(qwen, ids, [qwen.grid(image) for image in images], features)
-    made = processor()(images=images, return_tensors="pt")
+def stock_hidden(qwen: QwenVL, stock: Any, ids: list[int], images: list[Image]) -> Any:
+    """Of an untouched model, which finds positions and mask for itself."""
+    patcher = qwen.patcher
+    settings = {"image_mean": patcher.mean.tolist(), "image_std": patcher.std.tolist(), "patch_size": patcher.patch}
+    made = Qwen2VLImageProcessorPil(min_pixels=patcher.min_pixels, max_pixels=patcher.max_pixels, **settings)(
+        images=images, return_tensors="pt"
+    )
     full = torch.from_numpy(expand(ids, [qwen.grid(image) for image in images], qwen.chat.image_id).ids)[None]
     with torch.no_grad():
-        expected = stock.model(
+        return stock.model(
             input_ids=full,
             pixel_values=made["pixel_values"],
             image_grid_thw=made["image_grid_thw"],
             mm_token_type_ids=(full == qwen.chat.image_id).int(),
         ).last_hidden_state
-    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
-    dark = run(qwen, ids, [qwen.grid(image) for image in images], torch.zeros_like(features))
+
+
+def encoded(qwen: QwenVL, images: list[Image]) -> Any:
+    with torch.no_grad():
+        features = qwen.encode_images(images)
+    return torch.cat([features[digest(image)] for image in images])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_those_of_a_stock_forward(twins: Callable[[str], Any], family: str) -> None:
+    qwen, stock = twins(family)
+    images = [photograph(84, 84), photograph(64, 120)]
+    ids = conversation(qwen.chat.image_id, 2)
+    grids = [qwen.grid(image) for image in images]
+    features = encoded(qwen, images)
+    hidden = run(qwen, ids, grids, features)
+    torch.testing.assert_close(hidden, stock_hidden(qwen, stock, ids, images), atol=5e-5, rtol=1e-5)
+    dark = run(qwen, ids, grids, torch.zeros_like(features))
     assert float((dark - hidden)[0, -1].abs().max()) > 0.01  # the images are seen
+
+
+def test_the_features_of_deepstack_stand_behind_the_main_ones_and_are_seen(twins: Callable[[str], Any]) -> None:
+    qwen, _ = twins("qwen3_vl")
+    images, ids = [photograph(96, 96)], conversation(qwen.chat.image_id, 1)
+    features = encoded(qwen, images)
+    assert features.shape == (9, 3 * 64)
+    hidden = run(qwen, ids, [(3, 3)], features)
+    for part in range(3):
+        blind = features.clone()
+        blind[:, 64 * part : 64 * (part + 1)] = 0
+        assert float((run(qwen, ids, [(3, 3)], blind) - hidden)[0, -1].abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_padded_on_the_left_and_a_step_after_it_give_the_states_of_one_row(
+    twins: Callable[[str], Any], family: str
+) -> None:
+    from transformers import DynamicCache
+
+    qwen, stock = twins(family)
+    images = [photograph(84, 84)]
+    ids = conversation(qwen.chat.image_id, 1)
+    grids = [qwen.grid(image) for image in images]
+    expected = stock_hidden(qwen, stock, [*ids, TEXT + 9], images)[0]
+    laid = expand(ids, grids, qwen.chat.image_id)
+    length, padding = len(laid.ids), 3
+    real = torch.arange(padding + length) >= padding
+    causal = torch.ones(len(real), len(real), dtype=torch.bool).tril()
+    mask = ((causal & real) | torch.eye(len(real), dtype=torch.bool))[None, None]
+    cache = DynamicCache(config=qwen.model.config.text_config)
+    row = torch.nn.functional.pad(torch.from_numpy(laid.ids), (padding, 0), value=TEXT)[None]  # no word for padding
+    where = torch.nn.functional.pad(torch.from_numpy(laid.positions), (padding, 0))[:, None]
+    with torch.no_grad():
+        hidden = qwen.hidden_states(row, where, mask, encoded(qwen, images), cache)
+        look = torch.nn.functional.pad(real, (0, 1), value=True)[None, None, None]
+        position = torch.full((3, 1, 1), laid.next_position)
+        step = qwen.hidden_states(torch.tensor([[TEXT + 9]]), position, look, None, cache)
+    torch.testing.assert_close(hidden[0, padding:], expected[:-1], atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(step[0, 0], expected[-1], atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_does_a_prompt_of_one_token(twins: Callable[[str], Any], family: str) -> None:
+    qwen, _ = twins(family)
+    one, two = torch.tensor([[TEXT + 1]]), torch.tensor([[TEXT, TEXT + 1]])
+    with torch.no_grad():
+        alone = qwen.hidden_states(one, torch.zeros(3, 1, 1, dtype=torch.int64), None, None)
+        padded = qwen.hidden_states(
+            two, torch.zeros(3, 1, 2, dtype=torch.int64), torch.eye(2, dtype=torch.bool)[None, None], None
+        )
+    torch.testing.assert_close(padded[0, 1], alone[0, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "shares"), [(name, name != "qwen3_5") for name in FAMILIES])
+def test_a_model_with_linear_attention_cannot_share_a_prompt_and_says_why(
+    twins: Callable[[str], Any], family: str, shares: bool
+) -> None:
+    qwen, _ = twins(family)
+    assert qwen.shares_prompts == shares
+    assert ("linear attention" in qwen.unshareable) == (not shares)
+
+
+def test_a_model_with_a_sliding_window_is_refused(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+    model = make_qwen().model
+    model.config.text_config.layer_types[1] = "sliding_attention"
+    with pytest.raises(ValueError, match="full or linear attention are supported, not sliding_attention"):
+        QwenVL(model, qwen.tokenizer, 784, 99_999, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("rows", [0, 8, 10])
@@ -347,18 +345,21 @@ def test_rows_of_the_embedding_that_no_token_uses_have_no_probability(make_qwen:
 # ---------------------------------------------------------------- on disk
 
 
-def test_a_model_comes_back_from_disk_as_it_was(make_qwen: Callable[..., QwenVL], tmp_path: Path) -> None:
-    made = make_qwen(seed=3)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_comes_back_from_disk_as_it_was(family: str, tmp_path: Path) -> None:
+    made = tiny_qwen_vl(3, family)
     qwen = QwenVL(made.model, made.tokenizer, 3136, 99_999, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     save_qwen_vl(qwen, str(tmp_path))
     loaded = load_qwen_vl(str(tmp_path))
+    assert type(loaded.model) is type(qwen.model)
     expected = qwen.model.state_dict()
     assert loaded.model.state_dict().keys() == expected.keys()
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, expected[name]), name
-    assert (loaded.min_pixels, loaded.max_pixels) == (3136, 99_999)
-    assert loaded.mean.tolist() == qwen.mean.tolist()
-    assert loaded.std.tolist() == qwen.std.tolist()
+    assert (loaded.patcher.min_pixels, loaded.patcher.max_pixels) == (3136, 99_999)
+    assert (loaded.patcher.patch, loaded.patcher.merge) == (qwen.patcher.patch, qwen.patcher.merge)
+    assert loaded.patcher.mean.tolist() == qwen.patcher.mean.tolist()
+    assert loaded.patcher.std.tolist() == qwen.patcher.std.tolist()
     assert loaded.tokenizer.get_vocab() == qwen.tokenizer.get_vocab()
     assert loaded.tokenizer.chat_template == qwen.tokenizer.chat_template
     assert loaded.codec.end_ids == qwen.codec.end_ids
@@ -366,18 +367,44 @@ def test_a_model_comes_back_from_disk_as_it_was(make_qwen: Callable[..., QwenVL]
     assert not loaded.model.training
 
 
-def test_a_loaded_model_computes_what_the_saved_one_did(qwen: QwenVL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_model_computes_what_the_saved_one_did(
+    twins: Callable[[str], Any], family: str, tmp_path: Path
+) -> None:
+    qwen, _ = twins(family)
     save_qwen_vl(qwen, str(tmp_path))
     loaded = load_qwen_vl(str(tmp_path))
-    ids = conversation(qwen.chat.image_id, 1)
-    images = [photograph(84, 84)]
+    ids, images = conversation(qwen.chat.image_id, 1), [photograph(84, 84)]
+    grids = [qwen.grid(image) for image in images]
+    ours, theirs = (model.log_probs(run(model, ids, grids, encoded(model, images))[0]) for model in (loaded, qwen))
+    assert torch.equal(ours, theirs)
 
-    def log_probs(model: QwenVL) -> Any:
-        with torch.no_grad():
-            features = torch.cat(list(model.encode_images(images).values()))
-            return model.log_probs(run(model, ids, [(3, 3)], features)[0])
 
-    assert torch.equal(log_probs(loaded), log_probs(qwen))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_itself_loads_what_was_saved(twins: Callable[[str], Any], family: str, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    qwen, stock = twins(family)
+    save_qwen_vl(qwen, str(tmp_path))
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is type(stock)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == qwen.tokenizer.get_vocab()
+    made = AutoImageProcessor.from_pretrained(tmp_path)(images=[photograph(100, 60)], return_tensors="np")
+    np.testing.assert_allclose(made["pixel_values"], qwen.patcher.patches(photograph(100, 60)), atol=2e-6)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert written["processor_class"] == PROCESSOR_MAPPING_NAMES[family]
+
+
+def test_a_family_that_is_not_supported_is_refused_by_name(qwen: QwenVL, tmp_path: Path) -> None:
+    save_qwen_vl(qwen, str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "pixtral"}))
+    with pytest.raises(ValueError, match="one of qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, not pixtral"):
+        load_qwen_vl(str(tmp_path))
+
+
+def test_an_attention_that_is_not_supported_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="attention is one of sdpa, flex_attention, not eager"):
+        load_qwen_vl("tiny", attention="eager")
 
 
 def test_the_type_of_the_weights_can_be_chosen(qwen: QwenVL, tmp_path: Path) -> None:
