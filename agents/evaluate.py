@@ -28,6 +28,7 @@ from mimgenv.errors import ConfigurationError, MimgenvError
 from mimgenv.geometry import BOX_FRAMES
 from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, called_tools
 from mimgenv.tasks.registry import TASK_GROUPS
+from mimgenv.turn_rules import TurnRules
 from mimgenv.wrappers import BlankImages
 
 ORACLE_GRID: Final = 0.0001
@@ -231,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", type=float, default=ORACLE_GRID, help="oracle: coordinates are multiples of it; default: %(default)s")
     add("--temperature", type=float, default=0.0, help="vlm: default: %(default)s, the likeliest token")
     add("--max_tokens", type=_count, default=256, help="vlm: longest turn; default: %(default)s")
+    add("--constrain", action="store_true", help="vlm: only turns that can be carried out, but for inverted boxes")
     add("--device", default="cpu", help="vlm: default: %(default)s")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="vlm: default: %(default)s")
     return parser
@@ -256,7 +258,7 @@ def _agent(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
     if kind == "blind":
         return _blind(options, env, path)
     if kind == "vlm" and path:
-        return _vlm(options, path)
+        return _vlm(options, env, path)
     if kind == "sb3" and path:
         return _sb3(path, env)
     raise ConfigurationError(f"agent {options.agent!r} is not one of random, oracle, blind:NAME, vlm:PATH")
@@ -280,7 +282,7 @@ def _blind(options: argparse.Namespace, env: MultiImageEnv, name: str) -> Agent:
     return BlindAgent(name, habits, env.box_frame, options.seed)
 
 
-def _vlm(options: argparse.Namespace, path: str) -> Agent:
+def _vlm(options: argparse.Namespace, env: MultiImageEnv, path: str) -> Agent:
     from transformers.utils.logging import disable_progress_bar
 
     from agents.vlm import VLMAgent
@@ -288,9 +290,13 @@ def _vlm(options: argparse.Namespace, path: str) -> Agent:
     disable_progress_bar()
     sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
     try:
-        return VLMAgent.load(path, device=options.device, dtype=options.dtype, **sampling)
+        agent = VLMAgent.load(path, device=options.device, dtype=options.dtype, **sampling)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's for a device it lacks is an AssertionError
         raise ConfigurationError(f"{options.agent} cannot be loaded: {error}") from error
+    if not options.constrain:
+        return agent
+    rules = TurnRules(agent.codec, env.tools, env.box_frame, max_turn_tokens=options.max_tokens)
+    return VLMAgent(agent.chat, agent.sampler, agent.parameters, rules)
 
 
 def _sb3(path: str, env: MultiImageEnv) -> Agent:

@@ -36,7 +36,8 @@ def _start(env: gym.Env[Any, Any], start: int | str) -> _Episode:
         observation, info = env.reset(options={"task_id": start})
     else:
         observation, info = env.reset(seed=start)
-    return _Episode(env, History(info["task_id"], (), _message(observation), Budget(**info["budget"])))
+    budget = Budget(**info["budget"])
+    return _Episode(env, History(info["task_id"], (), _message(observation), budget, info["answer_kind"]))
 
 
 def _step(episode: _Episode, action: Action) -> None:

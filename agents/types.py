@@ -7,14 +7,18 @@ were: nothing here is ever encoded again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from mimgenv.turn_rules import OpenTurn
 from mimgenv.types import Image
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 """Why sampling of one turn ended: at an end-of-turn token, or at its length limit."""
+
+Walk: TypeAlias = Callable[[], OpenTurn]
+"""Makes the walk of a turn anew, from its beginning: it says which ids are legal, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,14 @@ class Action:
         ids: Token ids, end-of-turn token included if one was emitted.
         logprobs: One per id; empty where the ids were not sampled (scripted agents).
         finish_reason: Why the turn ended.
+        walk: Of the turn, where only legal ids were drawn: the log-probs are then those among them. None where all
+            were free. Two actions are equal whatever their walks.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason = "stop"
+    walk: Walk | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.logprobs and len(self.logprobs) != len(self.ids):
@@ -73,12 +80,26 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """An episode under way: what was said and done so far, and the message that waits for an action."""
+    """An episode under way: what was said and done so far, and the message that waits for an action.
+
+    Attributes:
+        task_id: Of the task.
+        turns: What was said and done so far.
+        message: What waits for an action.
+        budget: What is left.
+        answer_kind: What the question wants, of `mimgenv.grammar.ANSWERS`; None where it is not known.
+    """
 
     task_id: str
     turns: tuple[Turn, ...]
     message: Message
     budget: Budget
+    answer_kind: str | None = None
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images shown so far, in order: Image-1 first."""
+        return tuple(image for message in (*(t.message for t in self.turns), self.message) for image in message.images)
 
 
 @dataclass(frozen=True, slots=True)

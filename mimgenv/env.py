@@ -70,7 +70,8 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
 
     Info:
         `reward_parts` (dict), `error` (code or None), `stop` (None until the end), `task_id`, `task_type`,
-        `budget` (turns, tokens and images left); at the end `success` (bool).
+        `answer_kind` (what the question wants, of `mimgenv.grammar.ANSWERS`), `budget` (turns, tokens and images
+        left); at the end `success` (bool).
 
     Arguments:
         source: None for rendered tasks, or such as `odinw:/path/to/folder`.
@@ -336,7 +337,8 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
             "images": self.max_images - len(self._views),
         }
         info: dict[str, Any] = {"error": error.code if error else None, "stop": self._stop, "budget": budget}
-        info |= {"task_id": task.task_id, "task_type": task.task_type}
+        kind = "grounding" if isinstance(task.truth, Grounding) else "text"
+        info |= {"task_id": task.task_id, "task_type": task.task_type, "answer_kind": kind}
         if self._stop is None:
             return info | {"reward_parts": dict.fromkeys(self._parts, 0.0)}
         outcome = Outcome(task.truth, self._answer, self._valid, self._tool_images)

@@ -14,8 +14,10 @@ import numpy as np
 from mimgenv.bounded_turn import BoundedTurn, longest_way, shortest_turn
 from mimgenv.codec import Codec
 from mimgenv.errors import ConfigurationError
+from mimgenv.geometry import View
 from mimgenv.grammar import ANSWERS, TurnLimits, turn_grammar
 from mimgenv.tools import Tool
+from mimgenv.types import Image
 
 LIMITS: Final = TurnLimits()
 ODD_BYTES: Final = 4
@@ -106,6 +108,11 @@ class TurnRules:
         if self.reserve > max_turn_tokens:
             raise ConfigurationError(f"the shortest answer has {self.reserve} tokens, a turn {max_turn_tokens}")
         self._roomy = ODD_BYTES + max(longest_way(codec, grammar) for grammar in (*answers.values(), *calls))
+
+    def extents(self, images: Sequence[Image]) -> list[tuple[float, float]]:
+        """Largest x and y of each image as it is shown, for `turn`."""
+        nowhere = (0.0, 0.0, 0.0, 0.0)  # what of an original an image shows does not matter here
+        return [View(image, number, nowhere).extent(self.box_frame) for number, image in enumerate(images, 1)]
 
     def allowance(self, turns: int, tokens: int) -> int:
         """The most tokens of the next turn, with so many turns and tokens left in the episode."""

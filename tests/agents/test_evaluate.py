@@ -529,6 +529,19 @@ def test_a_model_is_loaded_with_what_the_command_line_says(
     assert folders == ["evaluate-vlm-model-MultiImageTiny-v0", "evaluate-vlm-tiny-MultiImageTiny-v0"]
 
 
+def test_a_model_plays_legal_turns_only_where_it_is_constrained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--env", ZOOM, "--agent", "vlm:tiny", "--temperature", "4", "--max_tokens", "64", "--episodes", "5")
+
+    def errors(*more: str) -> set[str | None]:
+        records, _ = play(capsys, tmp_path, *options, *more)
+        return {turn.error for record in records for turn in record.turns}
+
+    assert errors("--constrain") <= {None, "bad_box"}
+    assert errors() - {None, "bad_box"}
+
+
 def test_photographs_are_played_from_a_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = Path(os.environ.get("MIMGENV_DATA", ""), "odinw", "BCCD", "valid")
     if "MIMGENV_DATA" not in os.environ or not folder.is_dir():
@@ -546,6 +559,7 @@ def test_photographs_are_played_from_a_source(capsys: pytest.CaptureFixture[str]
         (["--agent", "vlm:"], "agent 'vlm:' is not one of"),
         (["--agent", "blind:magic"], "blind policy 'magic' is not one of ['whole_image', "),
         (["--agent", "vlm:./no/such/model"], "no/such/model is not a directory"),
+        (["--agent", "vlm:tiny", "--constrain", "--max_tokens", "5"], "tokens, a turn 5"),
         (["--env", "Nowhere-v0"], "`Nowhere` doesn't exist"),
         (["--env", "CartPole-v1"], "CartPole-v1 cannot be made"),
         (["--source", "odinw:/no/such/folder"], "/no/such/folder"),

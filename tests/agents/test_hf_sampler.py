@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from agents.hf_sampler import HFSampler, _sample
 from agents.qwen_vl import QwenVL
-from agents.sampling import Prompt, SamplingParameters
-from agents.tiny_model import PIXEL_BOUNDS
-from agents.types import Action, Budget, History, Message
+from agents.sampling import Prompt, SamplingParameters, legal_ids
+from agents.tiny_model import mergers, tiny_qwen_vl, whisper
+from agents.types import Action, Budget, History, Message, Turn
+from mimgenv.codec import default_codec
+from mimgenv.grammar import TurnLimits
+from mimgenv.tools import TOOLS
+from mimgenv.turn_rules import TurnRules
 from mimgenv.types import Image
 
 SAMPLED, GREEDY = SamplingParameters(1.0, 10), SamplingParameters(0.0, 10)
-PROCESSOR = Qwen2VLImageProcessorPil(min_pixels=PIXEL_BOUNDS[0], max_pixels=PIXEL_BOUNDS[1])
 
 
 def picture(height: int, width: int, seed: int) -> Image:
@@ -56,13 +61,25 @@ def biased(make_qwen: Callable[..., QwenVL], bias: dict[int, float]) -> QwenVL:
     return qwen
 
 
+def processor(qwen: QwenVL) -> Any:
+    """The stock image processor, as the model wants its images."""
+    patcher, vision = qwen.patcher, qwen.model.config.vision_config
+    return Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        min_pixels=patcher.min_pixels,
+        max_pixels=patcher.max_pixels,
+        image_mean=patcher.mean.tolist(),
+        image_std=patcher.std.tolist(),
+    )
+
+
 def stock_inputs(qwen: QwenVL, given: Prompt, said: Sequence[int] = ()) -> dict[str, Any]:
     """What a stock model is called with: placeholders repeated by the grids of the stock image processor."""
     image_id = qwen.chat.image_id
     ids: list[int] = list(given.ids)
     inputs: dict[str, Any] = {}
     if given.images:
-        made = PROCESSOR(images=list(given.images), return_tensors="pt")
+        made = processor(qwen)(images=list(given.images), return_tensors="pt")
         inputs = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
         counts = iter((made["image_grid_thw"].prod(-1) // 4).tolist())
         ids = [copy for index in ids for copy in ([index] * next(counts) if index == image_id else [index])]
@@ -71,10 +88,12 @@ def stock_inputs(qwen: QwenVL, given: Prompt, said: Sequence[int] = ()) -> dict[
 
 
 def teacher_forced(qwen: QwenVL, stock: Any, given: Prompt, action: Action, temperature: float) -> torch.Tensor:
-    """The log-probs of a completion in one pass of a stock model, media and role tokens taken out."""
+    """The log-probs of a completion in one pass of a stock model, among the legal ids: media and role tokens never."""
     with torch.no_grad():
         logits = stock(**stock_inputs(qwen, given, action.ids)).logits[0, -len(action.ids) - 1 : -1] / temperature
     logits[:, sorted(qwen.codec.banned_ids)] = float("-inf")
+    if action.walk is not None:
+        logits[torch.from_numpy(~legal_ids(action))] = float("-inf")
     return logits.log_softmax(-1).gather(1, torch.tensor(action.ids)[:, None])[:, 0]
 
 
@@ -267,6 +286,221 @@ def test_changed_weights_are_used_at_once(make_qwen: Callable[..., QwenVL]) -> N
         qwen.model.model.visual.patch_embed.proj.weight.mul_(-1)
     (after,) = sampler.sample([given], GREEDY)
     assert before.logprobs != after.logprobs
+
+
+# ---------------------------------------------------------------- turn after turn
+
+TOOL_IMAGES = ((84, 28), (56, 84), None, (28, 28), (56, 56))
+"""What a tool returns, by turn and row; None for an error text."""
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+def stock_of(qwen: QwenVL) -> Any:
+    """The same weights in an untouched model."""
+    from transformers import AutoModelForImageTextToText
+
+    stock = AutoModelForImageTextToText.from_config(qwen.model.config)
+    if qwen.model.lm_head.bias is not None:
+        stock.lm_head = copy.deepcopy(qwen.model.lm_head)
+    stock.load_state_dict(qwen.model.state_dict())
+    return stock.eval()
+
+
+def make_family(family: str) -> QwenVL:
+    """A tiny model of a family that sees its images."""
+    qwen = tiny_qwen_vl(0, family)
+    for merger in mergers(qwen.model):
+        whisper(merger, 6.0)
+    return qwen
+
+
+def answered(history: History, action: Action, number: int) -> History:
+    """The history after a turn, with what a tool returned or an error."""
+    size = TOOL_IMAGES[number % len(TOOL_IMAGES)]
+    message = Message("Error: no such image.", ())
+    if size is not None:
+        message = Message(f"Image-{len(history.images) + 1}: <image>", (picture(*size, 100 + number),))
+    return History("task", (*history.turns, Turn(history.message, action, None)), message, history.budget)
+
+
+def first_message(text: str, *images: Image) -> History:
+    markers = "".join(f"Image-{number}: <image>\n" for number in range(1, len(images) + 1))
+    return History("task", (), Message(markers + text, images), Budget(3, 512, 8))
+
+
+def turns_of(
+    qwen: QwenVL, sampler: HFSampler, parameters: SamplingParameters, turns: int = 3
+) -> Iterator[list[tuple[Prompt, Action]]]:
+    """The prompts and completions of each turn of two groups and a single; one episode after another begins anew."""
+    small, wide, tall = picture(28, 28, 1), picture(56, 112, 2), picture(84, 56, 3)
+    first = first_message("Find the red circle.", small, wide)
+    histories = [first, first_message("How many?"), first, first_message("Which?", tall, small, small), first]
+    for turn in range(turns):
+        prompts = [qwen.chat.prompt(history) for history in histories]
+        actions = sampler.sample(prompts, parameters)
+        yield list(zip(prompts, actions, strict=True))
+        numbered = enumerate(zip(histories, actions, strict=True), 3 * turn)
+        histories = [answered(history, action, number) for number, (history, action) in numbered]
+        histories[turn] = first_message(f"A new one: {turn}", tall, wide)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_of_later_turns_are_those_of_a_teacher_forced_pass(family: str, temperature: float) -> None:
+    qwen = biased(partial(make_family, family), dict.fromkeys(default_codec().end_ids, 4.5))
+    stock, lengths = stock_of(qwen), set()
+    for played in turns_of(qwen, HFSampler(qwen, 5), SamplingParameters(temperature, 10)):
+        for given, action in played:
+            expected = teacher_forced(qwen, stock, given, action, temperature)
+            assert list(action.logprobs) == pytest.approx(expected.tolist(), abs=1e-4)
+            lengths.add(len(action.ids))
+    assert len(lengths) > 3
+
+
+def test_what_is_kept_changes_no_token(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = biased(make_qwen, dict.fromkeys(default_codec().end_ids, 3.0))
+    rooms = {"all": 2**30, "some": 200_000, "none": 0}
+
+    def played(room: int, parameters: SamplingParameters) -> list[tuple[int, ...]]:
+        turns = turns_of(qwen, HFSampler(qwen, 5, kept_bytes=room), parameters)
+        return [action.ids for turn in turns for _, action in turn]
+
+    greedy = {name: played(room, GREEDY) for name, room in rooms.items()}
+    assert greedy["all"] == greedy["some"] == greedy["none"]
+    drawn = {name: played(room, SAMPLED) for name, room in rooms.items()}
+    for name in ("all", "some"):  # a draw on the very border of two tokens may fall to either side
+        assert sum(a != b for a, b in zip(drawn[name], drawn["none"], strict=True)) <= 1
+
+
+def test_a_few_rows_at_a_time_go_on_from_what_was_kept(qwen: QwenVL, stock: Any) -> None:
+    for played in turns_of(qwen, HFSampler(qwen, 5, rows=2), SAMPLED):
+        for given, action in played:
+            expected = teacher_forced(qwen, stock, given, action, 1.0)
+            assert list(action.logprobs) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_later_turn_computes_only_what_is_new(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    sampler = HFSampler(qwen, 5)
+    history = first_message("Find the red circle.", picture(84, 84, 1), picture(84, 84, 2))
+    actions = sampler.sample([qwen.chat.prompt(history)] * 3, SAMPLED)
+    assert len({action.ids for action in actions}) == 3
+    later = [qwen.chat.prompt(answered(history, action, 0)) for action in actions]
+    counted = Counted(qwen)
+    sampler.sample(later, SAMPLED)
+    rows, tokens = counted.steps[0]
+    whole = len(stock_inputs(qwen, later[0])["input_ids"][0])
+    assert (rows, tokens) == (3, 1 + whole - len(stock_inputs(qwen, qwen.chat.prompt(history))["input_ids"][0]) - 10)
+    assert counted.images == [1]
+
+
+def test_equal_completions_go_on_as_one_row(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    sampler, history = HFSampler(qwen), first_message("How many?", picture(28, 28, 1))
+    action = sampler.sample([qwen.chat.prompt(history)] * 4, GREEDY)[0]
+    counted = Counted(qwen)
+    sampler.sample([qwen.chat.prompt(answered(history, action, 0))] * 4, GREEDY)
+    assert counted.steps[0][0] == 1
+    assert counted.steps[1][0] == 4
+
+
+def test_a_row_is_not_gone_on_from_with_other_images(qwen: QwenVL, stock: Any) -> None:
+    sampler, history = HFSampler(qwen), first_message("How many?", picture(28, 28, 1))
+    (action,) = sampler.sample([qwen.chat.prompt(history)], SAMPLED)
+    other = qwen.chat.prompt(answered(first_message("How many?", picture(28, 28, 2)), action, 0))
+    assert other.ids == qwen.chat.prompt(answered(history, action, 0)).ids
+    (later,) = sampler.sample([other], SAMPLED)
+    expected = teacher_forced(qwen, stock, other, later, 1.0)
+    assert list(later.logprobs) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_changed_weights_need_a_sync(make_qwen: Callable[..., QwenVL], synced: bool) -> None:
+    qwen = make_qwen()
+    sampler, history = HFSampler(qwen), first_message("How many?", picture(56, 56, 1))
+    (action,) = sampler.sample([qwen.chat.prompt(history)], SAMPLED)
+    with torch.no_grad():
+        for parameter in qwen.model.model.language_model.layers.parameters():
+            parameter.mul_(1.2)
+    if synced:
+        sampler.sync()
+    later = qwen.chat.prompt(answered(history, action, 0))
+    (after,) = sampler.sample([later], SAMPLED)
+    expected = teacher_forced(qwen, stock_of(qwen), later, after, 1.0)
+    worst = max(abs(a - b) for a, b in zip(after.logprobs, expected.tolist(), strict=True))
+    assert worst < 1e-4 if synced else worst > 1e-2
+
+
+def test_a_sync_forgets_the_features_of_images(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen, told = make_qwen(), []
+    qwen.weights_changed = lambda: told.append(True)  # type: ignore[method-assign]
+    HFSampler(qwen).sync()
+    assert told == [True]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_no_more_bytes_are_kept_than_there_is_room_for(qwen: QwenVL, share: float) -> None:
+    whole = HFSampler(qwen, 5)
+    list(turns_of(qwen, whole, SAMPLED, turns=2))
+    room = int(whole._kept.nbytes * share)
+    sampler = HFSampler(qwen, 5, kept_bytes=room)
+    list(turns_of(qwen, sampler, SAMPLED, turns=2))
+    assert sampler._kept.nbytes <= room
+    assert len(sampler._kept) in {0.0: [0], 0.3: [1, 2], 0.7: [3, 4], 1.0: [5]}[share]
+
+
+def test_what_was_kept_lives_for_one_call(qwen: QwenVL) -> None:
+    sampler = HFSampler(qwen, 5)
+    assert [len(sampler._kept) for _ in turns_of(qwen, sampler, SAMPLED)] == [5, 5, 5]
+
+
+# ---------------------------------------------------------------- legal ids only
+
+ALL_TOOLS = {name: make() for name, make in TOOLS.items()}
+
+
+def ruled(qwen: QwenVL, given: Prompt, **budget: int) -> Prompt:
+    rules = TurnRules(qwen.codec, ALL_TOOLS, "pixel", TurnLimits(20, 10, 10), 64)
+    left = {"turns": 3, "tokens": 512, "images": 2} | budget
+    return Prompt(given.ids, given.images, partial(rules.turn, rules.extents(given.images), "grounding", **left))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_log_probs_are_those_among_the_legal_ids(qwen: QwenVL, stock: Any, temperature: float) -> None:
+    given = mixed(qwen)[0]
+    prompts = [ruled(qwen, given), given, ruled(qwen, given), ruled(qwen, given, turns=1)]
+    actions = HFSampler(qwen, 1).sample(prompts, SamplingParameters(temperature, 64))
+    for prompt_, action in zip(prompts, actions, strict=True):
+        assert action.walk is prompt_.walk
+        expected = teacher_forced(qwen, stock, prompt_, action, temperature or 1.0)
+        assert list(action.logprobs) == pytest.approx(expected.tolist(), abs=1e-4)
+    free = actions[1]
+    assert (free.finish_reason, len(free.ids)) == ("length", 64)
+    for action in (actions[0], *actions[2:]):
+        assert action.finish_reason == "stop"
+        assert qwen.codec.decode_turn(action.ids).startswith("<think>")
+        unmasked = teacher_forced(qwen, stock, given, Action(action.ids), temperature or 1.0)
+        assert sum(action.logprobs) > float(unmasked.sum()) + 5
+
+
+def test_equal_prompts_with_walks_of_their_own_share_their_computation(make_qwen: Callable[..., QwenVL]) -> None:
+    qwen = make_qwen()
+    given, counted = mixed(qwen)[0], Counted(qwen)
+    prompts = [ruled(qwen, given), given, ruled(qwen, given, turns=1)]
+    HFSampler(qwen).sample(prompts, SamplingParameters(1.0, 3))
+    assert [rows for rows, _ in counted.steps] == [1, 3, 3]
+
+
+def test_sampling_stops_when_all_walks_are_complete(qwen: QwenVL) -> None:
+    actions = HFSampler(qwen).sample([ruled(qwen, mixed(qwen)[0])] * 5, SamplingParameters(1.0, 500))
+    assert len({len(action.ids) for action in actions}) > 1
+    assert {action.finish_reason for action in actions} == {"stop"}
+
+
+def test_a_walk_that_is_cut_short_says_so(qwen: QwenVL) -> None:
+    (action,) = HFSampler(qwen).sample([ruled(qwen, mixed(qwen)[0])], SamplingParameters(1.0, 5))
+    assert (len(action.ids), action.finish_reason) == (5, "length")
+    assert len(legal_ids(action)) == 5
 
 
 # ---------------------------------------------------------------- drawing a token

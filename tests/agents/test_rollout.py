@@ -195,6 +195,18 @@ def test_a_history_says_what_is_left_of_the_budget() -> None:
     ]
 
 
+def test_a_history_says_what_kind_of_answer_is_wanted_and_holds_all_images() -> None:
+    agent = Scripted(lambda history: OracleAgent(zoom=1.0).act([history])[0])
+    for tasks, kind in ((("counting",), "text"), (("locate",), "grounding")):
+        agent.seen.clear()
+        (played,) = run_episodes(agent, "MultiImageTinyZoom-v0", [0], tasks=tasks)
+        histories = [histories[0] for histories in agent.seen]
+        assert {history.answer_kind for history in histories} == {kind}
+        assert all(a is b for a, b in zip(histories[-1].images, played.images, strict=True))
+        shown = [len(turn.message.images) for turn in played.turns]
+        assert [len(history.images) for history in histories] == np.cumsum(shown).tolist()
+
+
 def test_the_code_of_what_was_wrong_lands_in_the_turn_and_its_text_in_the_next_message() -> None:
     script = ["nonsense", '<think>t</think><tool_call>{"name": "saw", "arguments": {}}</tool_call>']
     agent = Scripted(lambda history: [*script, truth(history)][len(history.turns)])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import agents.hf_sampler
 from agents.hf_sampler import HFSampler
 from agents.qwen_vl import QwenVL, save_qwen_vl
-from agents.rollout import run_episodes
-from agents.sampling import Prompt, SamplingParameters
-from agents.types import Action, Budget, History, Message, codec_of
+from agents.rollout import make_envs, run_episodes
+from agents.sampling import Prompt, SamplingParameters, legal_ids
+from agents.types import Action, Budget, History, Message, Trajectory, codec_of
 from agents.vlm import VLMAgent
+from mimgenv.bounded_turn import _known_places
+from mimgenv.codec import default_codec
+from mimgenv.errors import ConfigurationError
+from mimgenv.grammar import TurnLimits
+from mimgenv.tools import TOOLS
+from mimgenv.turn_rules import TurnRules
 
 
 class Counting:
@@ -26,6 +35,9 @@ class Counting:
         self.calls.append((tuple(prompts), parameters))
         length = parameters.max_tokens
         return [Action(tuple(range(100, 100 + length)), tuple(-float(k) for k in range(length)), "stop")] * len(prompts)
+
+    def sync(self) -> None:
+        raise AssertionError("no weights have changed")
 
 
 def history(tokens: int, text: str = "Where?") -> History:
@@ -94,3 +106,106 @@ def test_loading_with_a_seed_decides_the_samples(qwen: QwenVL, tmp_path: Path) -
 def test_loading_a_missing_directory_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "none")):
         VLMAgent.load(str(tmp_path / "none"))
+
+
+# ---------------------------------------------------------------- legal turns only
+
+
+def ruled(qwen: QwenVL, tokens: int = 96, seed: int = 0, box_frame: str = "pixel") -> VLMAgent:
+    """An agent that plays legal turns only, with all tools."""
+    tools, limits = {name: make() for name, make in TOOLS.items()}, TurnLimits(thought=24, label=16, text=16)
+    rules = TurnRules(qwen.codec, tools, box_frame, limits, tokens)
+    return VLMAgent(qwen.chat, HFSampler(qwen, seed), SamplingParameters(3.0, tokens), rules)
+
+
+def play(agent: VLMAgent, env: str, count: int, **arguments: Any) -> list[Trajectory]:
+    made = {"tools": tuple(TOOLS), "instructions": "none", "codec": agent.codec, **arguments}
+    return run_episodes(agent, make_envs(env, min(count, 32), **made), range(count))
+
+
+@pytest.mark.parametrize("box_frame", ["pixel", "norm1000", "unit", "qwen2_5_resized"])
+def test_under_rules_every_turn_of_an_untrained_model_can_be_carried_out(qwen: QwenVL, box_frame: str) -> None:
+    agent = ruled(qwen, box_frame=box_frame)
+    played = play(agent, "MultiImageTiny-v0", 40, box_frame=box_frame)
+    turns = [turn for trajectory in played for turn in trajectory.turns]
+    assert len(turns) > 70
+    assert {turn.error for turn in turns} <= {None, "bad_box"}
+    assert {turn.action.finish_reason for turn in turns} == {"stop"}
+    assert {trajectory.stop for trajectory in played} <= {"answered", "void"}
+    texts = [qwen.codec.decode(turn.action.ids) for turn in turns]
+    assert sum(any(f'"{name}"' in text for text in texts) for name in TOOLS) >= 2
+    assert {"grounding" if '"bbox_2d"' in text else "text" for text in texts if "<answer>" in text} == {
+        "grounding",
+        "text",
+    }
+
+
+def test_without_rules_hardly_any_can(qwen: QwenVL) -> None:
+    free = VLMAgent(qwen.chat, HFSampler(qwen), SamplingParameters(1.0, 64))
+    played = play(free, "MultiImageTiny-v0", 8)
+    assert all(turn.error for trajectory in played for turn in trajectory.turns)
+    assert all(turn.action.walk is None for trajectory in played for turn in trajectory.turns)
+
+
+def test_walking_a_turn_again_finds_the_ids_that_were_legal(qwen: QwenVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Any] = []
+    legal = agents.hf_sampler._legal
+
+    def noted(turns: Any, width: int) -> Any:
+        masks.append([None if turn is None or turn.complete else turn.mask.copy() for turn in turns])
+        return legal(turns, width)
+
+    monkeypatch.setattr(agents.hf_sampler, "_legal", noted)
+    for episode in range(6):
+        masks.clear()
+        histories = [t.turns[0] for t in play(ruled(qwen, 48, episode), "MultiImageTiny-v0", 1)]
+        (action,) = [turn.action for turn in histories]
+        _known_places.cache_clear()  # what another process has not seen either
+        again = legal_ids(action)
+        assert again.shape == (len(action.ids), qwen.codec.vocab_size)
+        np.testing.assert_array_equal(again, [mask for (mask,) in masks[: len(action.ids)]])
+
+
+def test_rules_know_the_budget_of_each_history(qwen: QwenVL) -> None:
+    agent = ruled(qwen)
+    assert agent.rules is not None
+    message = Message("Image-1: <image>", (np.zeros((56, 84, 3), np.uint8),))
+    last = History("task", (), message, Budget(1, 512, 3), "grounding")
+    for action in agent.act([last] * 20):
+        assert "<answer>" in qwen.codec.decode(action.ids)
+    free = History("task", (), message, Budget(3, 512, 3), "grounding")
+    assert any("<tool_call>" in qwen.codec.decode(action.ids) for action in agent.act([free] * 20))
+
+
+def test_boxes_end_where_the_image_that_is_named_does(qwen: QwenVL) -> None:
+    message = Message("Image-1: <image>", (np.zeros((28, 84, 3), np.uint8),))
+    asked = History("task", (), message, Budget(1, 512, 3), "grounding")
+    for action in ruled(qwen).act([asked] * 30):
+        text = qwen.codec.decode_turn(action.ids)
+        x1, y1, x2, y2 = map(int, re.search(r"\[([^\[]*)\]}</answer>$", text)[1].split(","))  # type: ignore[index]
+        assert max(x1, x2) <= 84
+        assert max(y1, y2) <= 28
+
+
+def test_a_question_of_unknown_kind_is_refused_under_rules(qwen: QwenVL) -> None:
+    with pytest.raises(ConfigurationError, match="not known what kind of answer task wants"):
+        ruled(qwen).act([history(64)])
+
+
+def test_tokens_that_hold_no_answer_in_each_turn_left_are_refused(qwen: QwenVL) -> None:
+    agent = ruled(qwen)
+    assert agent.rules is not None
+    reserve = agent.rules.reserve
+    with pytest.raises(ConfigurationError, match=f"2 turns of at least {reserve} .* the {2 * reserve - 1} tokens left"):
+        agent.act([history(2 * reserve - 1)])
+
+
+def test_rules_that_do_not_fit_the_agent_are_refused(qwen: QwenVL) -> None:
+    with pytest.raises(ConfigurationError, match="shortest answer"):
+        ruled(qwen, 5)
+    longer = TurnRules(qwen.codec, {}, max_turn_tokens=65)
+    with pytest.raises(ConfigurationError, match="turns of 65 tokens, 64 are sampled at most"):
+        VLMAgent(qwen.chat, HFSampler(qwen), SamplingParameters(1.0, 64), longer)
+    for other in (TurnRules(default_codec(), {}), TurnRules(qwen.codec, {}, skip_forced=True)):
+        with pytest.raises(ConfigurationError, match="of its own codec, and skip nothing"):
+            VLMAgent(qwen.chat, HFSampler(qwen), SamplingParameters(1.0, 512), other)

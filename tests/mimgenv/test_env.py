@@ -99,6 +99,16 @@ def call(name: str = "visual_reflection", **arguments: Any) -> str:
 LOOK = call()
 
 
+# What an agent is told
+
+
+def test_info_says_what_kind_of_answer_is_wanted_at_every_step() -> None:
+    for truth, kind in ((TRUTH, "grounding"), (TextAnswer("3"), "text")):
+        env = environment(task(truth=truth), max_turns=2)
+        told = [env.reset(seed=0)[1], env.step("nonsense")[4], env.step("nonsense")[4]]
+        assert [info["answer_kind"] for info in told] == [kind] * 3
+
+
 # Gymnasium
 
 
@@ -565,6 +575,7 @@ def test_info_tells_what_is_left_and_success_only_at_the_end() -> None:
         "budget": {"turns": 5, "tokens": 300, "images": 2},
         "task_id": "made:1",
         "task_type": "made",
+        "answer_kind": "grounding",
         "reward_parts": {"iou": 0.0, "format": 0.0},
     }
     *_, info = env.step(LOOK_IDS)

@@ -345,6 +345,20 @@ def test_a_vocabulary_that_can_write_boxes_only_is_refused_where_a_text_is_asked
         made.turn(EXTENTS, "text", **PLENTY)
 
 
+@pytest.mark.parametrize("box_frame", BOX_FRAMES)
+def test_the_extents_of_images_are_those_of_the_views_that_show_them(box_frame: str) -> None:
+    env: Any = gym.make("MultiImageTinyZoom-v0", box_frame=box_frame, disable_env_checker=True).unwrapped
+    env.reset(seed=0)
+    zoom = {"name": "zoom", "arguments": {"image": 1, "bbox_2d": [0, 0, *env.views[0].extent(box_frame)]}}
+    env.step(f"<think></think><tool_call>{json.dumps(zoom)}</tool_call>")
+    made = rules(box_frame=box_frame)
+    shown = [view.pixels for view in env.views] + [np.zeros((30, 100, 3), np.uint8)]
+    expected = [view.extent(box_frame) for view in env.views]
+    assert made.extents(shown)[:-1] == expected
+    narrow = {"pixel": (100, 30), "norm1000": (1000, 1000), "unit": (1, 1), "qwen2_5_resized": (112, 28)}
+    assert made.extents(shown)[-1] == narrow[box_frame]
+
+
 # Pickling
 
 
