@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from agents.qwen_vl import Expanded, Ids, QwenVL, digest, expand
 from mimgenv.types import Image
+
+Bits = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Sample:
         logprobs: One per id: its log-probability when it was sampled; 0.0 where it was not.
         images: As many as there are placeholders.
         advantage: Of the whole trajectory; 1.0 in SFT.
+        legal: (trained ids, ⌈V / 8⌉) uint8, little-endian bits of the ids that sampling was constrained to; None where
+            it was free.
     """
 
     ids: tuple[int, ...]
@@ -36,10 +42,13 @@ class Sample:
     logprobs: tuple[float, ...]
     images: tuple[Image, ...]
     advantage: float = 1.0
+    legal: Bits | None = None
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.mask) == len(self.logprobs):
             raise ValueError(f"{len(self.ids)} ids, {len(self.mask)} mask flags, {len(self.logprobs)} log-probs")
+        if self.legal is not None and len(self.legal) != sum(self.mask):
+            raise ValueError(f"{sum(self.mask)} trained ids, {len(self.legal)} rows of legal ids")
         if self.mask[:1] == (True,):
             raise ValueError("the first token has nothing before it to be predicted from")
 
@@ -55,9 +64,11 @@ class Batch:
         images: One per placeholder, rows first.
         sources: (N,) int64: flat index into (B, T) of the token before each trained token.
         targets: (N,) int64: the trained tokens.
-        old_logprobs: (N,) float32.
+        sampled: (N,) float32: log-probs when they were sampled.
         advantages: (N,) float32: of the sample each token belongs to.
         samples: (N,) int64: number of that sample.
+        turns: (N,) int64: number of the turn each token belongs to, counted over the whole batch.
+        legal: (N, ⌈V / 8⌉) uint8, see `Sample.legal`; None where all sampling was free.
     """
 
     ids: Tensor
@@ -66,17 +77,11 @@ class Batch:
     images: tuple[Image, ...]
     sources: Tensor
     targets: Tensor
-    old_logprobs: Tensor
+    sampled: Tensor
     advantages: Tensor
     samples: Tensor
-
-    def mask(self) -> Tensor:
-        """(B, 1, T, T) bool: True where the row's token may look at the column's."""
-        here, there = self.segments[:, :, None], self.segments[:, None, :]
-        length = self.ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
-        allowed = causal & ((there == here) | (there == 0))
-        return allowed[:, None]
+    turns: Tensor
+    legal: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -112,48 +117,79 @@ def common_prefix(samples: Sequence[Sample], image_id: int) -> int:
 
 
 def pack(groups: Sequence[Sequence[Sample]], qwen: QwenVL) -> Batch:
-    """Packs each group into one row.
+    """Packs each group into one row; a model that cannot share a prompt gets one row per sample.
 
     Raises:
         ValueError: If a sample's placeholders and images differ in number.
     """
+    if not qwen.shares_prompts:
+        groups = [[sample] for group in groups for sample in group]
     rows = [_lay_out(group, qwen) for group in groups]
     lengths = [len(prefix.ids) + sum(len(branch.laid.ids) for branch in branches) for prefix, branches, _ in rows]
     shape = (len(rows), max(lengths))
     ids, segments = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     positions = np.zeros((3, *shape), np.int64)
-    sources: list[Ids] = []
-    targets: list[Ids] = []
-    values: list[tuple[np.ndarray, float, int]] = []
-    number = 0
+    trained: list[_Trained] = []
     for row, (prefix, branches, _) in enumerate(rows):
         end = len(prefix.ids)
         ids[row, :end], positions[:, row, :end], segments[row, :end] = prefix.ids, prefix.positions, 0
-        for branch_number, branch in enumerate(branches, 1):
+        for number, branch in enumerate(branches, 1):
             begin, laid = end, branch.laid
             end = begin + len(laid.ids)
             ids[row, begin:end], positions[:, row, begin:end] = laid.ids, laid.positions
-            segments[row, begin:end] = branch_number
-            trained = np.flatnonzero(np.asarray(branch.sample.mask[branch.kept], bool)[laid.origin])
-            before = np.where(trained > 0, begin + trained - 1, len(prefix.ids) - 1)
-            sources.append(row * shape[1] + before)
-            targets.append(laid.ids[trained])
-            old = np.asarray(branch.sample.logprobs[branch.kept], np.float32)[laid.origin[trained]]
-            values.append((old, branch.sample.advantage, number))
-            number += 1
+            segments[row, begin:end] = number
+            trained.append(_trained(branch, row * shape[1], begin, len(prefix.ids)))
     images = tuple(image for _, _, row_images in rows for image in row_images)
-    counts = [len(old) for old, _, _ in values]
+    samples = [branch.sample for _, branches, _ in rows for branch in branches]
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),
         torch.from_numpy(segments),
         images,
-        torch.from_numpy(np.concatenate(sources)),
-        torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.concatenate([old for old, _, _ in values])),
-        torch.from_numpy(np.repeat(np.array([a for _, a, _ in values], np.float32), counts)),
-        torch.from_numpy(np.repeat(np.array([n for _, _, n in values], np.int64), counts)),
+        *_tokens(samples, trained),
+        _legal(samples, qwen.codec.vocab_size),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """The trained tokens of a branch: where each is predicted from, which it is, its log-prob, whether it goes on a
+    turn that the one before it belongs to."""
+
+    sources: Ids
+    targets: Ids
+    sampled: npt.NDArray[np.float32]
+    goes_on: npt.NDArray[np.bool_]
+
+
+def _trained(branch: _Branch, row_begin: int, begin: int, prefix: int) -> _Trained:
+    laid, kept = branch.laid, branch.kept
+    where = np.flatnonzero(np.asarray(branch.sample.mask[kept], bool)[laid.origin])
+    before = np.where(where > 0, begin + where - 1, prefix - 1)
+    sampled = np.asarray(branch.sample.logprobs[kept], np.float32)[laid.origin[where]]
+    return _Trained(row_begin + before, laid.ids[where], sampled, np.diff(where, prepend=-2) == 1)
+
+
+def _tokens(samples: Sequence[Sample], trained: Sequence[_Trained]) -> tuple[Tensor, ...]:
+    """`sources`, `targets`, `sampled`, `advantages`, `samples` and `turns` of a batch."""
+    counts = [len(tokens.targets) for tokens in trained]
+    columns = (
+        np.concatenate([tokens.sources for tokens in trained]),
+        np.concatenate([tokens.targets for tokens in trained]),
+        np.concatenate([tokens.sampled for tokens in trained]),
+        np.repeat(np.array([sample.advantage for sample in samples], np.float32), counts),
+        np.repeat(np.arange(len(samples)), counts),
+        np.cumsum(~np.concatenate([tokens.goes_on for tokens in trained])) - 1,
+    )
+    return tuple(torch.from_numpy(column) for column in columns)
+
+
+def _legal(samples: Sequence[Sample], vocab_size: int) -> Tensor | None:
+    if all(sample.legal is None for sample in samples):
+        return None
+    width = -(-vocab_size // 8)
+    free = [np.full((sum(s.mask), width), 255, np.uint8) if s.legal is None else s.legal for s in samples]
+    return torch.from_numpy(np.concatenate(free))
 
 
 def _lay_out(group: Sequence[Sample], qwen: QwenVL) -> tuple[Expanded, list[_Branch], list[Image]]:
@@ -173,3 +209,8 @@ def _lay_out(group: Sequence[Sample], qwen: QwenVL) -> tuple[Expanded, list[_Bra
         branches.append(_Branch(sample, laid, slice(cut, None)))
         images += own
     return prefix, branches, images
+
+
+def parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """`items` in order, in parts of `size`, the last of which may be shorter."""
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]

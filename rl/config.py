@@ -10,13 +10,18 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rl.masking import KEEP_STOPS
 
+if TYPE_CHECKING:
+    from rl.loss import Objective
+
 DTYPES: Final = ("float32", "bfloat16", "float16")
+ATTENTIONS: Final = ("sdpa", "flex_attention")
+LOSSES: Final = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
 CONFIG: Final = "config.json"
 """What a run writes its settings to."""
 
@@ -31,7 +36,26 @@ _LEAST: Final = {
     "max_turn_tokens": 1,
     "eval_episodes": 1,
     "save_every": 1,
+    "refill": 0,
+    "updates_per_step": 1,
+    "rows_per_forward": 0,
+    "lora_rank": 0,
+    "show_every": 0,
 }
+
+OBJECTIVE: Final = (
+    *("ratio", "clip", "clip_low", "clip_high", "normaliser", "std"),
+    *("beta", "kl", "unbiased_kl", "correction", "correction_cap"),
+)
+"""Options that stand in for those of the preset `loss`."""
+
+REFUSED: Final = {
+    "top_p": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
+    "top_k": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
+    "min_p": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
+    "lora_vision": "adapters are put on the language model only: vLLM loads none of a vision tower",
+}
+"""Options that other trainers have and this one cannot offer, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +87,42 @@ class TrainConfig:
             types, its least IoU of any of them, and its format rate reach these.
         sft_probe_every, sft_probe_episodes: Updates between probes, and greedy episodes of each (`val` split).
 
-        steps: GRPO updates.
-        prompts_per_step, group_size: Tasks per update, and attempts at each.
-        workers: Processes that make the scenes of coming updates; 0: they are made where they are needed.
+        steps: GRPO steps: each plays its prompts, then updates.
+        prompts_per_step, group_size: Tasks per step, and attempts at each.
+        refill: How often a step may play as many new tasks again in place of groups without reward variance.
+        workers: Processes that make the scenes of coming steps; 0: they are made where they are needed.
         temperature: Of sampling; log-probs are those of the tempered distribution.
         max_turn_tokens: Longest turn.
+        constrain_actions: Sample under the turn grammar, legal turns only; log-probs are those of that distribution.
+
         learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
-        clip_low, clip_high, beta: Of the surrogate and the KL to the reference.
-        normalise_advantages: Divide by the group's standard deviation, as GRPO does; Dr.GRPO does not.
+        updates_per_step: Parts that a step's groups are divided into, an update each: from the second on the ratio is
+            not 1, and the clip acts.
+        rows_per_forward: Most groups in one forward and backward pass; 0: all of an update. Gradients add up, so that
+            only memory and time change.
+        loss: A preset of `rl.loss.PRESETS`; the following stand in for its choices, None: the preset's.
+        ratio, clip, clip_low, clip_high, normaliser, std, beta, kl, unbiased_kl, correction, correction_cap: See
+            `rl.loss.Objective`.
+        difficulty_part: The reward part whose mean says how hard a group is: hard ones weigh more (UniVG-R1); None: all
+            groups weigh the same.
+        recompute_old: The old log-probs are the trainer's own at the weights of the rollout; else the sampler's.
         mask_invalid_actions: Do not train on turns that the environment refused.
         keep_stops: Stop reasons whose trajectories are trained on.
         count_masked: Whether masked trajectories enter their group's mean and deviation.
-        divide_by_masked: Whether their tokens enter the loss's denominator.
+        divide_by_masked: Whether they enter what the loss is divided by.
         max_grad_norm: Gradients are clipped to this.
 
-        eval_every: GRPO updates between evaluations on the probe's episodes; 0: only before and after.
+        lora_rank, lora_alpha: Of adapters on the language model, in SFT and in GRPO; rank 0: full fine-tuning.
+        train_vision: Whether the vision tower and the projector learn; None: only a tiny model's.
+        gradient_checkpointing: Make activations again in the backward pass: less memory, more time.
+        attention: `sdpa`, or `flex_attention` for a GPU.
+
+        eval_every: GRPO steps between evaluations on the probe's episodes; 0: only before and after.
         eval_episodes: Episodes of the evaluation before and after GRPO, greedy and sampled.
-        save_every: Updates between checkpoints.
+        save_every: Updates of the cold start, or steps of GRPO, between checkpoints.
+        show_every: GRPO steps between pages of the latest episodes, and pictures of them in TensorBoard; 0: none.
+        max_drift: The run stops when the KL of the trainer from its sampler, at the same weights, is greater for any
+            kind of token; in nats per token.
     """
 
     env: str = "MultiImageTiny-v0"
@@ -112,27 +155,50 @@ class TrainConfig:
 
     steps: int = 350
     prompts_per_step: int = 28
-    workers: int = 0
     group_size: int = 8
+    refill: int = 0
+    workers: int = 0
     temperature: float = 1.0
     max_turn_tokens: int = 24
+    constrain_actions: bool = False
+
     learning_rate: float = 8e-4
     weight_decay: float = 0.0
     warmup: int = 30
     final_learning_rate: float = 0.1
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    beta: float = 0.0
-    normalise_advantages: bool = False
+    updates_per_step: int = 1
+    rows_per_forward: int = 0
+    loss: str = "dapo"
+    ratio: str | None = None
+    clip: str | None = None
+    clip_low: float | None = None
+    clip_high: float | None = None
+    normaliser: str | None = None
+    std: str | None = "off"
+    beta: float | None = None
+    kl: str | None = None
+    unbiased_kl: bool | None = None
+    correction: str | None = None
+    correction_cap: float | None = None
+    difficulty_part: str | None = None
+    recompute_old: bool = False
     mask_invalid_actions: bool = False
     keep_stops: tuple[str, ...] = tuple(stop for stop, kept in KEEP_STOPS.items() if kept)
     count_masked: bool = True
     divide_by_masked: bool = False
     max_grad_norm: float = 1.0
 
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    train_vision: bool | None = None
+    gradient_checkpointing: bool = False
+    attention: str = "sdpa"
+
     eval_every: int = 50
     eval_episodes: int = 560
     save_every: int = 50
+    show_every: int = 0
+    max_drift: float = 0.1
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -142,11 +208,34 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype} is not one of {list(DTYPES)}")
+        for name, allowed in (("dtype", DTYPES), ("attention", ATTENTIONS), ("loss", LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)} is not one of {list(allowed)}")
         unknown = set(self.keep_stops) - set(KEEP_STOPS)
         if unknown:
             raise ValueError(f"keep_stops {sorted(unknown)} are not among {list(KEEP_STOPS)}")
+        if self.updates_per_step > self.prompts_per_step:
+            raise ValueError(
+                f"updates_per_step {self.updates_per_step}: a step of {self.prompts_per_step} prompts has no more parts"
+            )
+        if self.correction not in (None, "off") and not self.recompute_old:
+            raise ValueError(
+                f"correction {self.correction}: it compares the trainer's old log-probs with the sampler's, "
+                "so recompute_old must be true"
+            )
+        if self.lora_rank and self.train_vision:
+            raise ValueError(f"lora_rank {self.lora_rank}: beside adapters the vision tower stays frozen")
+
+    def objective(self) -> Objective:
+        """The loss: its preset, with what stands in for parts of it.
+
+        Raises:
+            ValueError: If its choices do not go together.
+        """
+        from rl.loss import PRESETS  # torch: only when training
+
+        chosen = {name: getattr(self, name) for name in OBJECTIVE}
+        return replace(PRESETS[self.loss], **{name: value for name, value in chosen.items() if value is not None})
 
     def env_arguments(self, evaluation: bool = False) -> dict[str, Any]:
         """What `gym.make` is given, for training or for the held-out evaluation."""
@@ -188,6 +277,8 @@ def _convert(name: str, text: str, annotation: Any) -> Any:
 
 def _check_names(names: Iterable[str], where: str) -> None:
     known = {item.name for item in fields(TrainConfig)}
+    for name in sorted(REFUSED.keys() & set(names)):
+        raise ValueError(f"{where}: {name} is not offered: {REFUSED[name]}")
     unknown = sorted(set(names) - known)
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,10 @@ SHOWN: Final = 40
 """Episodes of each section on the page."""
 
 
-def _series(rows: list[dict[str, Any]], phase: str, key: str, first: int = 0) -> tuple[list[int], list[float]]:
+Rows = list[dict[str, Any]]
+
+
+def _series(rows: Rows, phase: str, key: str, first: int = 0) -> tuple[list[int], list[float]]:
     points = [(first + row["step"], row[key]) for row in rows if row["phase"] == phase and key in row]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -26,33 +30,60 @@ def _smooth(values: list[float], share: float = 0.1) -> list[float]:
     return smooth
 
 
+def _keys(rows: Rows, prefix: str) -> list[str]:
+    return sorted({key for row in rows if row["phase"] == "grpo" for key in row if key.startswith(prefix)})
+
+
+def _smoothed(axis: Any, rows: Rows, names: Mapping[str, str]) -> None:
+    """GRPO's metrics of these keys, each with its label."""
+    for key, label in names.items():
+        steps, values = _series(rows, "grpo", key)
+        if steps:
+            axis.plot(steps, _smooth(values), label=label)
+
+
 def draw_curve(folder: Path) -> None:
-    """Held-out IoU, training reward and format over all updates, to `curve.png`."""
+    """Four views of a run, to `curve.png`: held-out scores over all updates; of GRPO's rollouts the reward and its
+    parts, how episodes end, and how far the policy has moved.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = read_metrics(folder)
-    switch = max((row["step"] for row in rows if row["phase"] == "sft"), default=0)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for key, label in (("probe/reward/iou", "cold start, probe"), ("probe/reward/format", "format, probe")):
-        left.plot(*_series(rows, "sft", key), marker=".", label=label)
-    left.plot(*_series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, held out")
-    steps, values = _series(rows, "grpo", "reward/iou", switch)
-    left.plot(steps, _smooth(values), label="GRPO, training (sampled)")
-    left.set(xlabel="update", ylabel="IoU", ylim=(0, 1.02), title="Grounding")
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+    (scores, rewards), (ends, policy) = axes
+    _draw_scores(scores, rows)
     steps, values = _series(rows, "grpo", "reward/total")
-    right.plot(steps, values, alpha=0.25, color="tab:green")
-    right.plot(steps, _smooth(values), color="tab:green", label="reward (training, sampled)")
-    right.set(xlabel="GRPO update", ylabel="reward", title="GRPO")
-    if switch:
-        left.axvline(switch, color="gray", linestyle=":", label="cold start ends")
-    for axis in (left, right):
+    rewards.plot(steps, values, alpha=0.2, color="tab:blue")
+    parts = [key for key in _keys(rows, "reward/") if key not in ("reward/total", "reward/deviation")]
+    _smoothed(rewards, rows, {"reward/total": "total"} | {key: key.partition("/")[2] for key in parts})
+    rewards.set(title="Reward and its parts", ylabel="mean of the episodes")
+    _smoothed(ends, rows, {key: key.partition("/")[2] for key in _keys(rows, "stop/")})
+    ends.set(title="How episodes end", ylabel="share of the episodes", ylim=(-0.02, 1.02))
+    _smoothed(policy, rows, {"loss/entropy": "entropy", "loss/kl": "KL to the reference"})
+    policy.set(title="The policy", ylabel="nats per token")
+    for axis in (rewards, ends, policy):
+        axis.set(xlabel="GRPO update")
+    for axis in axes.flat:
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right", fontsize=8)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(loc="best", fontsize=8)
     figure.savefig(folder / CURVE, dpi=120)
     pyplot.close(figure)
+
+
+def _draw_scores(axis: Any, rows: Rows) -> None:
+    switch = max((row["step"] for row in rows if row["phase"] == "sft"), default=0)
+    for key, label in (("probe/reward/iou", "cold start, probe"), ("probe/reward/format", "format, probe")):
+        axis.plot(*_series(rows, "sft", key), marker=".", label=label)
+    axis.plot(*_series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, held out")
+    steps, values = _series(rows, "grpo", "reward/iou", switch)
+    axis.plot(steps, _smooth(values), label="GRPO, training (sampled)")
+    axis.set(xlabel="update", ylabel="IoU, or share well formed", ylim=(0, 1.02), title="Grounding")
+    if switch:
+        axis.axvline(switch, color="gray", linestyle=":", label="cold start ends")
 
 
 def write_episodes(folder: Path) -> None:

@@ -14,19 +14,17 @@ from itertools import islice
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from agents.chat import Chat
 from agents.oracle import OracleAgent
-from agents.qwen_vl import QwenVL
 from agents.rollout import make_envs, run_episodes
 from agents.types import Agent, Trajectory
 from mimgenv import Task, siblings
-from rl.batch import Sample, pack
+from rl.batch import Sample, pack, parts
 from rl.config import TrainConfig
 from rl.loss import sft_loss
 from rl.masking import action_mask
-from rl.policy import descend, token_log_probs
+from rl.policy import Policy
 
 Rows = list[list[Sample]]
 
@@ -128,11 +126,15 @@ class ColdStart:
         return [pool[types[index]][rng.integers(len(pool[types[index]]))] for index in drawn]
 
 
-def sft_step(
-    qwen: QwenVL, optimizer: torch.optim.Optimizer, rows: Sequence[Sequence[Sample]], max_norm: float
-) -> dict[str, float]:
-    """One update on packed rows; returns what to log."""
-    batch = pack(rows, qwen)
-    loss = sft_loss(token_log_probs(qwen, batch))
-    norm = descend(qwen, optimizer, loss, max_norm)
-    return {"loss/sft": loss.item(), "gradient/norm": norm, "mask/tokens_trained": float(len(batch.targets))}
+def sft_step(policy: Policy, rows: Sequence[Sequence[Sample]], rows_per_forward: int = 0) -> dict[str, float]:
+    """One update on packed rows, at most `rows_per_forward` of them at a time (0: all); returns what to log."""
+    tokens = sum(sum(sample.mask) for row in rows for sample in row)
+    policy.clear()
+    total = 0.0
+    for some in parts(rows, rows_per_forward or len(rows)):
+        loss = sft_loss(policy.log_probs(pack(some, policy.qwen))[0], tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    norm = policy.clip()
+    policy.advance()
+    return {"loss/sft": total, "gradient/norm": norm, "mask/tokens_trained": float(tokens)}

@@ -10,36 +10,37 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
-from agents.evaluate import evaluate_agent
+from agents.evaluate import evaluate_agent, record_of
 from agents.hf_sampler import HFSampler
-from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
 from agents.report import Report
 from agents.rollout import make_envs, run_episodes
 from agents.sampling import SamplingParameters
-from agents.tiny_model import tiny_qwen_vl
+from agents.types import Trajectory
 from agents.vlm import VLMAgent
 from mimgenv.records import write_records
 from mimgenv.tasks.prefetch import PrefetchedTasks
-from rl.batch import pack
-from rl.checkpoint import Progress, checkpoints, load_checkpoint, restore_optimizer, save_checkpoint
-from rl.collect import collect
+from mimgenv.turn_rules import TurnRules
+from mimgenv.viewer import ShownEpisode
+from rl.batch import parts
+from rl.checkpoint import Progress, checkpoints, read_checkpoint
+from rl.collect import Group, collect, varying
 from rl.config import CONFIG, TrainConfig
-from rl.loss import grpo_loss
-from rl.policy import descend, token_log_probs
+from rl.policy import COLD_START, SCRATCH, Policy
 from rl.sft import STAGE_IOU, ColdStart, sft_step
 from rl.tracker import Tracker
+from rl.update import Updater
 
-SCRATCH: Final = "scratch"
-COLD_START: Final = "cold_start"
 TASKS_PER_SEED: Final = 2**24
 """GRPO's tasks of run seed s begin at (s + 1) times this, beyond those of any cold start."""
 MODEL: Final = "model"
+SHOWN: Final = 8
+"""Episodes of a step that are shown, where any are."""
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Called after every update with phase, update, most updates of the phase, and metrics."""
@@ -66,9 +67,12 @@ class GRPOTrainer:
     Raises:
         FileExistsError: If the output folder holds a run and `resume` is False.
         FileNotFoundError: If `resume` is True and there is none.
+        CheckpointError: If the checkpoint cannot be gone on from.
+        ValueError: If the choices of the loss do not go together.
     """
 
     def __init__(self, config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None) -> None:
+        config.objective()  # refused here, not after hours of cold start
         self.config = config
         self.folder = Path(config.output)
         self._on_step = on_step or (lambda *_: None)
@@ -77,15 +81,9 @@ class GRPOTrainer:
             raise FileExistsError(f"{self.folder} holds a run: pass --resume, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint")
-        self._tensors: dict[str, torch.Tensor] = {}
-        if resume:
-            loaded = load_checkpoint(saved[-1], config.device, config.dtype)
-            self.qwen, self.progress, self._tensors = loaded
-        else:
-            self.qwen = _fresh_model(config)
-            cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
-            self.progress = Progress("sft" if cold else "grpo", 0)
-        self.sampler = HFSampler(self.qwen, config.seed)
+        cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
+        self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
+        self._follow(Policy.resume(config, saved[-1]) if resume else Policy.start(config, self.progress.phase))
 
     def train(self) -> Result:
         """Runs to the end and writes `model/`, `curve.png`, `episodes.html`, `before.json` and `after.json`."""
@@ -94,27 +92,33 @@ class GRPOTrainer:
         self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
         if self.progress.phase == "sft":
             self._cold_start()
+        if not (self.folder / COLD_START).is_dir():
+            self.policy.save_whole(self.folder / COLD_START)
         if self.progress.step == 0:
-            save_qwen_vl(self.qwen, str(self.folder / COLD_START))
             self._evaluate_both("before")
         self._grpo()
         self._evaluate_both("after")
-        save_qwen_vl(self.qwen, str(self.folder / MODEL))
+        self.policy.save_whole(self.folder / MODEL)
         self.tracker.close()
         return self._finish()
+
+    def _follow(self, policy: Policy) -> None:
+        """Samples from this policy from now on."""
+        self.policy = policy
+        self.sampler = HFSampler(policy.qwen, self.config.seed)
 
     # ---------------------------------------------------------------- cold start
 
     def _cold_start(self) -> None:
         config = self.config
-        optimizer = self._optimizer(config.sft_learning_rate, config.sft_weight_decay)
-        cold_start = ColdStart(config, self.qwen.chat)
+        cold_start = ColdStart(config, self.policy.qwen.chat)
         while self.progress.step < config.sft_steps:
             state = self.progress
             began = time.process_time()
-            _set_rate(optimizer, config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
+            self.policy.set_rate(config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
             rows = cold_start.rows(state.stage, state.step - state.stage_step, state.skills)
-            metrics = sft_step(self.qwen, optimizer, rows, config.max_grad_norm)
+            metrics = sft_step(self.policy, rows, config.rows_per_forward)
+            self.sampler.sync()
             metrics |= {"stage": float(state.stage), "time/update": time.process_time() - began}
             self.progress = replace(state, step=state.step + 1)
             done = False
@@ -124,12 +128,12 @@ class GRPOTrainer:
             self.tracker.log("sft", self.progress.step, metrics)
             self._on_step("sft", self.progress.step, config.sft_steps, metrics)
             if self.progress.step % config.save_every == 0:
-                save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
+                self.policy.checkpoint(self.folder, self.progress)
             if done:
                 break
-        self.progress = Progress("grpo", 0)  # saved with a fresh optimiser: a run killed from here on is done with SFT
-        optimizer = self._optimizer(config.learning_rate, config.weight_decay)
-        save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
+        self._follow(self.policy.next_phase("grpo"))
+        self.progress = Progress("grpo", 0)  # a run killed from here on is done with SFT
+        self.policy.checkpoint(self.folder, self.progress)
 
     def _probe(self, cold_start: ColdStart) -> tuple[bool, dict[str, float]]:
         """Measures the stage's own tasks; moves on to the next stage, or tells that the cold start is done."""
@@ -155,29 +159,26 @@ class GRPOTrainer:
 
     def _grpo(self) -> None:
         config = self.config
-        optimizer = self._optimizer(config.learning_rate, config.weight_decay)
-        reference = None
-        if config.beta > 0:
-            reference = load_qwen_vl(str(self.folder / COLD_START), config.device, config.dtype)
         with self._training_envs() as envs:
+            longest = config.max_turn_tokens * envs[0].unwrapped.max_turns
+            updater = Updater(self.policy, config, longest)
             while self.progress.step < config.steps:
-                step = self.progress.step
-                rate = config.learning_rate * _ramp(step, config.warmup, config.steps, 1.0, config.final_learning_rate)
-                _set_rate(optimizer, rate)
-                metrics = self._grpo_step(step, envs, optimizer, reference) | {"learning_rate": rate}
-                self.progress = Progress("grpo", step + 1)
-                if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+                step = self.progress.step + 1
+                share = _ramp(step - 1, config.warmup, config.steps, 1.0, config.final_learning_rate)
+                self.policy.set_rate(config.learning_rate * share)
+                metrics = self._grpo_step(envs, updater) | {"learning_rate": config.learning_rate * share}
+                if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     metrics |= self.evaluate(config.sft_probe_episodes, 0.0).metrics("held_out/")
-                self.tracker.log("grpo", step + 1, metrics)
-                self._on_step("grpo", step + 1, config.steps, metrics)
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    save_checkpoint(self.folder, self.qwen, optimizer, self.progress)
+                self.tracker.log("grpo", step, metrics)
+                self._on_step("grpo", step, config.steps, metrics)
+                if step % config.save_every == 0 or step == config.steps:
+                    self.policy.checkpoint(self.folder, self.progress)
 
     @contextmanager
     def _training_envs(self) -> Iterator[list[Any]]:
-        """One environment per rollout of an update; they share a source, which may make its tasks ahead."""
+        """One environment per rollout of a round; they share a source, which may make its tasks ahead."""
         config = self.config
-        arguments = {"codec": self.qwen.codec, **config.env_arguments()}
+        arguments = {"codec": self.policy.qwen.codec, **config.env_arguments()}
         with ExitStack() as open_sources:
             if config.workers:
                 (first,) = make_envs(config.env, 1, **arguments)
@@ -185,47 +186,48 @@ class GRPOTrainer:
                 arguments["source"] = open_sources.enter_context(ahead)
             yield make_envs(config.env, config.prompts_per_step * config.group_size, **arguments)
 
-    def _grpo_step(
-        self, step: int, envs: list[Any], optimizer: torch.optim.Optimizer, reference: QwenVL | None
-    ) -> dict[str, float]:
-        """Rollouts, advantages, one update."""
-        config, began = self.config, time.process_time()
-        self._seed_sampler("grpo", step)
-        first = (config.seed + 1) * TASKS_PER_SEED + step * config.prompts_per_step
-        starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
-        trajectories = run_episodes(self._agent(config.temperature), envs, starts)
-        size = config.group_size
-        groups = [trajectories[begin : begin + size] for begin in range(0, len(trajectories), size)]
-        collected = collect(groups, self.qwen.chat, config)
+    def _grpo_step(self, envs: list[Any], updater: Updater) -> dict[str, float]:
+        """Rollouts, advantages, updates."""
+        began = time.process_time()
+        groups = self._rollouts(envs)
+        collected = collect(groups, self.policy.qwen.chat, self.config)
         played = time.process_time()
         metrics = collected.metrics | {"time/rollout": played - began}
-        if collected.rows:
-            metrics |= self._update(collected.rows, collected.denominator, optimizer, reference)
+        if collected.groups:
+            metrics |= updater.step(collected.groups, self.progress.step)
+            self.sampler.sync()
         return metrics | {"time/update": time.process_time() - played}
 
-    def _update(
-        self, rows: Any, denominator: float, optimizer: torch.optim.Optimizer, reference: QwenVL | None
-    ) -> dict[str, float]:
+    def _rollouts(self, envs: list[Any]) -> list[Group]:
+        """The groups of one step: a round, and more rounds while too few groups vary."""
         config = self.config
-        batch = pack(rows, self.qwen).to(self.qwen.device)
-        logprobs = token_log_probs(self.qwen, batch, config.temperature)
-        anchored = None
-        if reference is not None:
-            with torch.no_grad():
-                anchored = token_log_probs(reference, batch, config.temperature)
-        loss = grpo_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            anchored,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            beta=config.beta,
-            denominator=denominator,
-        )
-        norm = descend(self.qwen, optimizer, loss.loss, config.max_grad_norm)
-        values = {"policy": loss.policy, "kl": loss.kl, "clip_fraction": loss.clip_fraction, "drift": loss.drift}
-        return {f"loss/{name}": value.item() for name, value in values.items()} | {"gradient/norm": norm}
+        self._seed_sampler("grpo", self.progress.step)
+        groups: list[Group] = []
+        tasks = self.progress.tasks
+        for _ in range(1 + config.refill):
+            groups += self._round(envs, (config.seed + 1) * TASKS_PER_SEED + tasks)
+            tasks += config.prompts_per_step
+            if varying(groups, config).sum() >= config.prompts_per_step:
+                break
+        self.progress = replace(self.progress, step=self.progress.step + 1, tasks=tasks)
+        return groups
+
+    def _round(self, envs: list[Any], first: int) -> list[Group]:
+        """All attempts at the tasks from `first` on."""
+        config = self.config
+        step = self.progress.step + 1
+        shown: list[ShownEpisode] = []
+        wanted = SHOWN if config.show_every and step % config.show_every == 0 else 0
+
+        def show(index: int, env: Any, trajectory: Trajectory) -> None:
+            if index % config.group_size == 0 and len(shown) < wanted:
+                shown.append(ShownEpisode(record_of(trajectory, env.unwrapped, "policy"), trajectory.images))
+
+        starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
+        trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
+        if shown:
+            self.tracker.show("grpo", step, shown)
+        return parts(trajectories, config.group_size)
 
     # ---------------------------------------------------------------- evaluation and output
 
@@ -268,28 +270,22 @@ class GRPOTrainer:
     # ---------------------------------------------------------------- parts
 
     def _agent(self, temperature: float) -> VLMAgent:
-        return VLMAgent(self.qwen.chat, self.sampler, SamplingParameters(temperature, self.config.max_turn_tokens))
+        parameters = SamplingParameters(temperature, self.config.max_turn_tokens)
+        return VLMAgent(self.policy.qwen.chat, self.sampler, parameters, self._rules)
+
+    @cached_property
+    def _rules(self) -> TurnRules | None:
+        """What a turn may be, where actions are constrained; None where they are free."""
+        config, codec = self.config, self.policy.qwen.codec
+        if not config.constrain_actions:
+            return None
+        (env,) = make_envs(config.env, 1, codec=codec, **config.env_arguments())
+        inner: Any = env.unwrapped
+        return TurnRules(codec, inner.tools, inner.box_frame, max_turn_tokens=config.max_turn_tokens)
 
     def _seed_sampler(self, phase: str, step: int) -> None:
         number = np.random.SeedSequence([self.config.seed, *phase.encode(), step]).generate_state(1, np.uint64)[0]
         self.sampler.generator.manual_seed(int(number) >> 1)
-
-    def _optimizer(self, rate: float, decay: float) -> torch.optim.AdamW:
-        optimizer = torch.optim.AdamW(self.qwen.model.parameters(), rate, betas=(0.9, 0.95), weight_decay=decay)
-        if self._tensors:
-            restore_optimizer(optimizer, self._tensors)
-            self._tensors = {}
-        return optimizer
-
-
-def _fresh_model(config: TrainConfig) -> QwenVL:
-    if config.start == SCRATCH:
-        qwen = tiny_qwen_vl(config.seed)
-        qwen.model.to(config.device)
-        for parameter in qwen.model.parameters():  # not the buffers, as where a checkpoint is loaded
-            parameter.data = parameter.data.to(getattr(torch, config.dtype))
-        return qwen
-    return load_qwen_vl(config.start, config.device, config.dtype)
 
 
 def _ramp(step: int, warmup: int, steps: int, decay_share: float, final: float) -> float:
@@ -297,8 +293,3 @@ def _ramp(step: int, warmup: int, steps: int, decay_share: float, final: float) 
     up = min(1.0, (step + 1) / max(warmup, 1))
     left = (1 - step / steps) / decay_share
     return up * max(final, min(1.0, left))
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate

@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from agents.attention import dense_mask
 from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL
 from agents.rollout import run_episodes
 from agents.tiny_model import PIXEL_BOUNDS
 from mimgenv.types import Image
 from rl.batch import Batch, Sample, common_prefix, pack
-from rl.policy import token_log_probs
+from rl.log_probs import token_log_probs
 from rl.sft import sft_sample
 
 IMAGE = 12
@@ -83,7 +84,7 @@ def by_sample(batch: Batch, values: Any) -> list[list[float]]:
 def log_probs(qwen: QwenVL, groups: Sequence[Sequence[Sample]]) -> list[list[float]]:
     batch = pack(groups, qwen)
     with torch.no_grad():
-        return by_sample(batch, token_log_probs(qwen, batch))
+        return by_sample(batch, token_log_probs(qwen, batch)[0])
 
 
 def stock_log_probs(qwen: QwenVL, stock: Any, sample: Sample, temperature: float = 1.0) -> list[float]:
@@ -147,7 +148,7 @@ def test_a_packed_group_gives_the_gradients_of_one_row_per_sample(qwen: QwenVL) 
     weights = torch.randn(200, generator=torch.Generator().manual_seed(0))
 
     def gradients(batches: Sequence[Sequence[Sequence[Sample]]]) -> list[Any]:
-        logprobs = torch.cat([token_log_probs(qwen, pack(groups, qwen)) for groups in batches])
+        logprobs = torch.cat([token_log_probs(qwen, pack(groups, qwen))[0] for groups in batches])
         loss = (weights[: len(logprobs)] * logprobs).sum()
         return list(torch.autograd.grad(loss, list(qwen.model.parameters())))
 
@@ -216,21 +217,44 @@ def test_the_fields_of_a_batch_by_hand(qwen: QwenVL) -> None:
     assert batch.positions[0].tolist() == [[0, 1, 2, 3, 4, 3, 0], [0, 1, 2, 3, 4, 5, 6]]
     assert batch.sources.tolist() == [2, 3, 2, 12]
     assert batch.targets.tolist() == [60, 61, 70, 80]
-    assert batch.old_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert batch.sampled.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert batch.advantages.tolist() == [0.5, 0.5, -0.25, 2.0]
     assert batch.samples.tolist() == [0, 0, 1, 2]
+    assert batch.turns.tolist() == [0, 0, 1, 2]
+    assert batch.legal is None
     assert len(batch.images) == 1
+
+
+def test_the_turns_of_a_batch_are_numbered_through(qwen: QwenVL) -> None:
+    turns = pack([zooming_group(2), answering_group()], qwen).turns.tolist()
+    lengths = [3, 7, 5, 6, 1, 6, 12]  # two turns of each that zoomed, one of each that answered
+    assert turns == [number for number, length in enumerate(lengths) for _ in range(length)]
+
+
+def test_legal_ids_stand_beside_their_tokens_and_where_sampling_was_free_all_are_legal(qwen: QwenVL) -> None:
+    width = -(-qwen.codec.vocab_size // 8)
+    bits = np.arange(2 * width, dtype=np.uint8).reshape(2, width)
+    one = Sample((50, 51, 60, 52, 61), (False, False, True, False, True), (0,) * 5, (), legal=bits)
+    two = Sample((50, 51, 70), (False, False, True), (0,) * 3, ())
+    legal = pack([[two, one]], qwen).legal
+    assert legal is not None
+    assert legal.tolist() == [[255] * width, *bits.tolist()]
+
+
+def test_a_row_of_legal_ids_is_needed_for_each_trained_id() -> None:
+    with pytest.raises(ValueError, match="2 trained ids, 1 rows of legal ids"):
+        Sample((1, 2, 3), (False, True, True), (0.0,) * 3, (), legal=np.zeros((1, 4), np.uint8))
 
 
 def test_a_token_looks_at_its_prefix_and_its_own_branch_up_to_itself(qwen: QwenVL) -> None:
     one = Sample((50, 51, 60, 61), (False, False, True, True), (0,) * 4, ())
     two = Sample((50, 51, 70), (False, False, True), (0,) * 3, ())
-    rows = ["".join("x" if on else "." for on in row) for row in pack([[one, two]], qwen).mask()[0, 0].tolist()]
+    rows = ["".join("x" if on else "." for on in row) for row in dense_mask(pack([[one, two]], qwen).segments)[0, 0].tolist()]
     assert rows == ["x....", "xx...", "xxx..", "xxxx.", "xx..x"]
 
 
 def test_padding_is_looked_at_by_padding_only(qwen: QwenVL) -> None:
-    mask = pack(GROUPS, qwen).mask()[:, 0]
+    mask = dense_mask(pack(GROUPS, qwen).segments)[:, 0]
     padding = pack(GROUPS, qwen).segments < 0
     assert int(padding.sum()) > 0
     assert not bool((mask & padding[:, None, :] & ~padding[:, :, None]).any())
@@ -240,7 +264,7 @@ def test_padding_is_looked_at_by_padding_only(qwen: QwenVL) -> None:
 def test_a_batch_moves_to_a_device_whole(qwen: QwenVL) -> None:
     moved = pack(GROUPS, qwen).to(torch.device("meta"))
     tensors = [moved.ids, moved.positions, moved.segments, moved.sources, moved.targets]
-    tensors += [moved.old_logprobs, moved.advantages, moved.samples]
+    tensors += [moved.sampled, moved.advantages, moved.samples, moved.turns]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(moved.images) == 7
 

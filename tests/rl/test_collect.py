@@ -13,8 +13,9 @@ from agents.types import Action, Message, Trajectory, Turn
 from mimgenv.codec import default_codec
 from rl.advantage import EPSILON
 from rl.batch import Sample
-from rl.collect import Collected, collect
+from rl.collect import Collected, collect, totals, varying
 from rl.config import TrainConfig
+from rl.loss import Totals
 
 CODEC = default_codec()
 CHAT = Chat(CODEC, lambda messages, ask: "".join(f"[{m['role']}]{_text(m['content'])}" for m in messages) + "[me]")
@@ -22,7 +23,7 @@ CHAT = Chat(CODEC, lambda messages, ask: "".join(f"[{m['role']}]{_text(m['conten
 
 def config_of(**switches: Any) -> TrainConfig:
     """Switches as said; the others off."""
-    off: dict[str, Any] = {"normalise_advantages": False, "mask_invalid_actions": False, "divide_by_masked": False}
+    off: dict[str, Any] = {"std": "off", "mask_invalid_actions": False, "divide_by_masked": False}
     return TrainConfig(**{**off, "count_masked": True, "keep_stops": ("answered", "void"), **switches})
 
 
@@ -56,12 +57,12 @@ def played(
 
 
 def advantages(collected: Collected) -> list[list[float]]:
-    return [[sample.advantage for sample in row] for row in collected.rows]
+    return [[sample.advantage for sample in group.samples] for group in collected.groups]
 
 
 def test_a_sample_is_its_trajectory_with_the_policys_tokens_marked_and_its_advantage() -> None:
     collected = collect([[played(1.0, turns=[turn(3, images=1)]), played(0.0)]], CHAT, CONFIG)
-    first = collected.rows[0][0]
+    first = collected.groups[0].samples[0]
     prompt = CODEC.encode("[user]Where?<|image_pad|>[me]")
     assert first == Sample(
         (*prompt, 100, 101, 102),
@@ -70,7 +71,7 @@ def test_a_sample_is_its_trajectory_with_the_policys_tokens_marked_and_its_advan
         (PICTURE,),
         0.5,
     )
-    assert collected.rows[0][1].advantage == -0.5
+    assert collected.groups[0].samples[1].advantage == -0.5
 
 
 def test_groups_without_variance_are_dropped() -> None:
@@ -80,7 +81,7 @@ def test_groups_without_variance_are_dropped() -> None:
     assert collected.metrics["mask/groups_dropped"] == 2.0
     assert collected.metrics["mask/tokens_trained"] == 6.0
     nothing = collect([same], CHAT, CONFIG)
-    assert (nothing.rows, nothing.denominator) == ([], 0.0)
+    assert (nothing.groups, totals(nothing.groups, True)) == ([], Totals(0, 0))
 
 
 def test_groups_keep_their_order() -> None:
@@ -91,8 +92,8 @@ def test_groups_keep_their_order() -> None:
 def test_advantages_are_normalised_where_told() -> None:
     group = [played(0.0), played(0.0), played(3.0), played(5.0)]
     assert advantages(collect([group], CHAT, CONFIG)) == [[-2.0, -2.0, 1.0, 3.0]]
-    scale = 4.5**0.5 + EPSILON
-    found = advantages(collect([group], CHAT, config_of(normalise_advantages=True)))[0]
+    scale = 6**0.5 + EPSILON
+    found = advantages(collect([group], CHAT, config_of(std="group")))[0]
     assert found == pytest.approx([-2 / scale, -2 / scale, 1 / scale, 3 / scale])
 
 
@@ -111,18 +112,18 @@ def test_masked_trajectories_are_left_out() -> None:
 def test_keep_stops_decides_which_are_masked(stop: str) -> None:
     group = [played(0.0), played(1.0, stop), played(2.0)]
     kept = collect([group], CHAT, config_of(keep_stops=("answered", stop)))
-    assert len(kept.rows[0]) == 3
+    assert len(kept.groups[0].samples) == 3
     only = collect([group], CHAT, config_of(keep_stops=("answered",)))
-    assert len(only.rows[0]) == (3 if stop == "answered" else 2)
+    assert len(only.groups[0].samples) == (3 if stop == "answered" else 2)
     both = collect([group], CHAT, CONFIG)
-    assert len(both.rows[0]) == (3 if stop in ("answered", "void") else 2)
+    assert len(both.groups[0].samples) == (3 if stop in ("answered", "void") else 2)
 
 
 def test_a_group_of_which_nothing_is_kept_leaves_no_row() -> None:
     group = [played(0.0, "turn_limit"), played(1.0, "token_limit")]
     collected = collect([group, [played(0.0), played(2.0)]], CHAT, CONFIG)
     assert advantages(collected) == [[-1.0, 1.0]]
-    assert collected.metrics["mask/groups_dropped"] == 0.0
+    assert collected.metrics["mask/groups_dropped"] == 1.0
     assert collected.metrics["mask/trajectories_masked"] == 2.0
 
 
@@ -134,21 +135,50 @@ def test_count_masked_decides_whether_masked_rewards_move_the_groups_mean() -> N
 
 def test_count_masked_decides_whether_a_group_varies() -> None:
     group = [played(1.0), played(0.0, "turn_limit"), played(1.0)]
-    assert len(collect([group], CHAT, config_of(count_masked=True)).rows) == 1
-    assert len(collect([group], CHAT, config_of(count_masked=False)).rows) == 0
+    assert len(collect([group], CHAT, config_of(count_masked=True)).groups) == 1
+    assert len(collect([group], CHAT, config_of(count_masked=False)).groups) == 0
 
 
-def test_divide_by_masked_decides_whether_masked_tokens_enter_the_denominator() -> None:
+def test_masked_attempts_enter_the_totals_of_the_loss_only_where_told() -> None:
     long = [turn(5), turn(4)]
     group = [played(0.0), played(1.0, "turn_limit", long), played(2.0, turns=[turn(2)])]
-    assert collect([group], CHAT, config_of(divide_by_masked=False)).denominator == 3 + 2
-    assert collect([group], CHAT, config_of(divide_by_masked=True)).denominator == 3 + 2 + 9
+    groups = collect([group], CHAT, CONFIG).groups
+    assert totals(groups, count_masked=False) == Totals(3 + 2, 2)
+    assert totals(groups, count_masked=True) == Totals(3 + 2 + 9, 3)
 
 
-def test_masked_tokens_of_dropped_groups_are_in_no_denominator() -> None:
+def test_masked_attempts_of_dropped_groups_are_in_no_totals() -> None:
     dropped = [played(1.0), played(1.0, "turn_limit")]
-    collected = collect([dropped, [played(0.0), played(1.0)]], CHAT, config_of(divide_by_masked=True))
-    assert collected.denominator == 6
+    groups = collect([dropped, [played(0.0), played(1.0)]], CHAT, CONFIG).groups
+    assert totals(groups, count_masked=True) == Totals(6, 2)
+
+
+# ---------------------------------------------------------------- refill and difficulty
+
+
+def test_of_more_varying_groups_than_a_step_has_prompts_the_first_are_taken() -> None:
+    groups = [[played(1.0)] * 2, *([played(0.0), played(reward)] for reward in (2.0, 4.0, 6.0))]
+    config = config_of(prompts_per_step=2)
+    assert varying(groups, config).tolist() == [False, True, True, True]
+    assert advantages(collect(groups, CHAT, config)) == [[-1.0, 1.0], [-2.0, 2.0]]
+
+
+def test_a_group_varies_as_its_counted_rewards_do_and_only_if_one_is_trained_on() -> None:
+    groups = [
+        [played(1.0), played(0.0, "turn_limit"), played(1.0)],
+        [played(1.0, "turn_limit"), played(0.0, "turn_limit"), played(1.0, "turn_limit")],
+        [played(1.0), played(0.0), played(1.0)],
+    ]
+    assert varying(groups, config_of(count_masked=True)).tolist() == [True, False, True]
+    assert varying(groups, config_of(count_masked=False)).tolist() == [False, False, True]
+
+
+def test_advantages_of_hard_groups_weigh_more_by_the_reward_part_that_is_named() -> None:
+    hard, easy = ([played(r, parts={"iou": iou}) for r in (0.0, 2.0)] for iou in (0.0, 1.0))
+    other = [played(0.0, parts={"answer": 0.0}), played(2.0, parts={"answer": 0.0})]
+    found = advantages(collect([hard, easy, other], CHAT, config_of(difficulty_part="iou")))
+    assert [row[1] for row in found] == pytest.approx([np.e, 1.0, 1.0])
+    assert advantages(collect([hard], CHAT, CONFIG))[0][1] == 1.0
 
 
 # ---------------------------------------------------------------- the action mask
@@ -158,16 +188,16 @@ def test_mask_invalid_actions_decides_whether_refused_turns_are_trained_on() -> 
     group = [played(0.0, turns=[turn(5, "bad_json"), turn(2)]), played(1.0)]
     plain = collect([group], CHAT, config_of(mask_invalid_actions=False))
     masked = collect([group], CHAT, config_of(mask_invalid_actions=True))
-    assert [sum(sample.mask) for sample in plain.rows[0]] == [7, 3]
-    assert [sum(sample.mask) for sample in masked.rows[0]] == [2, 3]
-    assert (plain.denominator, masked.denominator) == (10, 5)
+    assert [sum(sample.mask) for sample in plain.groups[0].samples] == [7, 3]
+    assert [sum(sample.mask) for sample in masked.groups[0].samples] == [2, 3]
+    assert [totals(found.groups, True).tokens for found in (plain, masked)] == [10, 5]
     assert (plain.metrics["mask/tokens_trained"], masked.metrics["mask/tokens_trained"]) == (10, 5)
 
 
 def test_the_actions_of_masked_trajectories_are_masked_alike_in_the_denominator() -> None:
     group = [played(0.0, "turn_limit", [turn(5, "bad_json"), turn(2)]), played(1.0)]
-    config = config_of(mask_invalid_actions=True, divide_by_masked=True)
-    assert collect([group], CHAT, config).denominator == 2 + 3
+    groups = collect([group], CHAT, config_of(mask_invalid_actions=True)).groups
+    assert totals(groups, count_masked=True) == Totals(2 + 3, 2)
 
 
 # ---------------------------------------------------------------- metrics
@@ -196,11 +226,13 @@ def test_metrics_by_hand() -> None:
             "episode/success": 0.25,
             "episode/errors": 0.5,
             "episode/tokens": (7 + 7 + 1 + 1) / 4,
+            "episode/longest": 7.0,
             "episode/images": 5 / 4,
             "stop/answered": 0.5,
             "stop/void": 0.25,
             "stop/turn_limit": 0.25,
             "mask/tokens_trained": 7 + 7 + 1,
+            "mask/tokens_masked": 1,
             "mask/trajectories_masked": 1.0,
             "mask/groups_dropped": 0.0,
         }

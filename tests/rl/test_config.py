@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rl.config import TrainConfig, read_config
+from rl.config import LOSSES, OBJECTIVE, TrainConfig, read_config
+from rl.loss import PRESETS, Objective
 from rl.masking import KEEP_STOPS
 
 COUNTS = ("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "prompts_per_step")
@@ -50,7 +51,10 @@ def test_the_last_word_wins() -> None:
         ("--temperature=1", "temperature", 1.0),
         ("--learning_rate=3e-4", "learning_rate", 3e-4),
         ("--env=MultiImageQA-v0", "env", "MultiImageQA-v0"),
-        ("--normalise_advantages=false", "normalise_advantages", False),
+        ("--recompute_old=true", "recompute_old", True),
+        ("--std=none", "std", None),
+        ("--clip_low=0.1", "clip_low", 0.1),
+        ("--clip=none", "clip", None),
         ("--mask_invalid_actions=True", "mask_invalid_actions", True),
         ("--cold_start=false", "cold_start", False),
         ("--cold_start=none", "cold_start", None),
@@ -83,7 +87,7 @@ def test_a_word_is_read_as_the_type_of_its_field(word: str, name: str, value: An
         ("--steps=none", "--steps none: not a whole number"),
         ("--temperature=hot", "--temperature hot: not a number"),
         ("--cold_start=maybe", "--cold_start maybe: true or false"),
-        ("--normalise_advantages=1", "--normalise_advantages 1: true or false"),
+        ("--recompute_old=1", "--recompute_old 1: true or false"),
     ],
 )
 def test_a_word_of_the_wrong_type_is_refused_by_name(word: str, message: str) -> None:
@@ -238,3 +242,55 @@ def test_the_evaluation_may_have_a_source_of_its_own() -> None:
     config = TrainConfig(source="odinw:/train", eval_source="odinw:/valid")
     assert config.env_arguments()["source"] == "odinw:/train"
     assert config.env_arguments(evaluation=True)["source"] == "odinw:/valid"
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def test_the_objective_is_the_preset_with_what_stands_in_for_its_parts() -> None:
+    given = {
+        "ratio": "turn",
+        "clip": "cispo",
+        "clip_low": 0.11,
+        "clip_high": 0.33,
+        "normaliser": "constant",
+        "std": "batch",
+        "beta": 0.07,
+        "kl": "k1",
+        "unbiased_kl": True,
+        "correction": "sequence",
+        "correction_cap": 3.0,
+    }
+    assert TrainConfig(std=None).objective() == PRESETS["dapo"]
+    assert set(given) == set(OBJECTIVE) == {field.name for field in fields(Objective)}
+    for loss, preset in PRESETS.items():
+        for name, value in given.items():
+            parts = {"beta": 0.1, name: value} if name == "unbiased_kl" else {name: value}
+            config = TrainConfig(**{"std": None, "recompute_old": True, "loss": loss, **parts})
+            assert config.objective() == replace(preset, **parts)
+
+
+def test_every_preset_is_an_option() -> None:
+    assert set(LOSSES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_p", "lora_vision"])
+def test_what_cannot_be_offered_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^--{name}: {name} is not offered: .{{20,}}"):
+        read_config([f"--{name}", "0.9"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "ppo"}, "loss ppo is not one of"),
+        ({"attention": "flash"}, "attention flash is not one of"),
+        ({"updates_per_step": 9, "prompts_per_step": 8}, "a step of 8 prompts has no more parts"),
+        ({"correction": "token"}, "so recompute_old must be true"),
+        ({"lora_rank": 4, "train_vision": True}, "beside adapters the vision tower stays frozen"),
+        ({"refill": -1}, "refill -1: at least 0"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_with_the_reason(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)

@@ -61,8 +61,23 @@ def test_the_curve_shows_the_metrics_over_all_updates(tmp_path: Path, monkeypatc
     assert lines["format, probe"] == ([2, 4], [0.5, 0.75])
     assert lines["GRPO, held out"] == ([6], [0.625])
     assert lines["GRPO, training (sampled)"] == ([5, 6], [0.5, 0.9 * 0.5 + 0.1 * 1.0])
-    assert lines["reward (training, sampled)"] == ([1, 2], [1.0, 0.9 * 1.0 + 0.1 * 2.0])
+    assert lines["total"] == ([1, 2], [1.0, 0.9 * 1.0 + 0.1 * 2.0])
     assert lines[None] == ([1, 2], [1.0, 2.0])
+
+
+def test_the_curve_shows_the_parts_the_stops_and_the_policy_where_they_were_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"reward/deviation": 9.0, "loss/entropy": 2.0, "loss/kl": 0.125, "stop/answered": 0.75, "stop/void": 0.25}
+    log(tmp_path, [*SFT, ("grpo", 1, GRPO[0][2] | more), ("grpo", 2, {"reward/total": 1.0, "stop/answered": 0.5})])
+    lines = curves(tmp_path, monkeypatch)
+    assert lines["iou"] == ([1], [0.5])
+    assert lines["entropy"] == ([1], [2.0])
+    assert lines["KL to the reference"] == ([1], [0.125])
+    assert lines["answered"] == ([1, 2], [0.75, 0.9 * 0.75 + 0.1 * 0.5])
+    assert lines["void"] == ([1], [0.25])
+    assert "deviation" not in lines
+    assert not {"turn_limit", "format"} & set(lines)  # what was never logged has no line
 
 
 @pytest.mark.parametrize("rows", [SFT, GRPO, []], ids=["sft", "grpo", "nothing"])

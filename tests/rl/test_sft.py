@@ -21,6 +21,7 @@ from mimgenv.types import Task
 from rl.batch import Sample, common_prefix
 from rl.config import TrainConfig
 from rl.loss import sft_loss
+from rl.policy import Policy
 from rl.sft import EARLIER_SHARE, EASY_QUESTIONS, ColdStart, curriculum, play_rows, sft_sample, sft_step
 
 TINY, ZOOM = "MultiImageTiny-v0", "MultiImageTinyZoom-v0"
@@ -258,14 +259,14 @@ def some_rows(qwen: QwenVL) -> list[list[Sample]]:
 
 def test_an_update_reports_the_loss_before_it_and_lowers_it(make_qwen: Callable[..., QwenVL]) -> None:
     from rl.batch import pack
-    from rl.policy import token_log_probs
+    from rl.log_probs import token_log_probs
 
     qwen = make_qwen()
     rows = some_rows(qwen)
-    optimizer = torch.optim.AdamW(qwen.model.parameters(), 1e-3)
+    policy = Policy(qwen, TrainConfig(sft_learning_rate=1e-3), "sft")
     with torch.no_grad():
-        expected = sft_loss(token_log_probs(qwen, pack(rows, qwen))).item()
-    metrics = [sft_step(qwen, optimizer, rows, 1.0) for _ in range(6)]
+        expected = sft_loss(token_log_probs(qwen, pack(rows, qwen))[0]).item()
+    metrics = [sft_step(policy, rows) for _ in range(6)]
     assert metrics[0]["loss/sft"] == pytest.approx(expected, rel=1e-6)
     assert metrics[0]["mask/tokens_trained"] == sum(sum(sample.mask) for row in rows for sample in row)
     assert metrics[-1]["loss/sft"] < expected - 0.3
@@ -275,8 +276,23 @@ def test_an_update_reports_the_loss_before_it_and_lowers_it(make_qwen: Callable[
 def test_the_gradient_is_clipped_and_logged_as_it_was(make_qwen: Callable[..., QwenVL], longest: float) -> None:
     qwen = make_qwen()
     before = [parameter.detach().clone() for parameter in qwen.model.parameters()]
-    norm = sft_step(qwen, torch.optim.SGD(qwen.model.parameters(), 1.0), some_rows(qwen), longest)["gradient/norm"]
+    policy = Policy(qwen, TrainConfig(max_grad_norm=longest), "sft")
+    policy.optimizer = torch.optim.SGD(policy.trained, 1.0)
+    norm = sft_step(policy, some_rows(qwen))["gradient/norm"]
     moved = [now.detach() - then for now, then in zip(qwen.model.parameters(), before, strict=True)]
     length = float(torch.stack([part.norm() for part in moved]).norm())
     assert norm > 1
     assert length == pytest.approx(min(norm, longest), rel=1e-3)
+
+
+def test_an_update_in_several_passes_is_the_update_in_one(make_qwen: Callable[..., QwenVL]) -> None:
+    found = []
+    for rows_per_forward in (0, 1, 3):
+        policy = Policy(make_qwen(), TrainConfig(sft_learning_rate=1e-3), "sft")
+        policy.optimizer = torch.optim.SGD(policy.trained, 0.1)
+        metrics = sft_step(policy, some_rows(policy.qwen), rows_per_forward)
+        weights = torch.cat([parameter.detach().flatten() for parameter in policy.trained])
+        found.append((metrics["loss/sft"], metrics["gradient/norm"], weights))
+    for loss, norm, weights in found[1:]:
+        assert (loss, norm) == pytest.approx(found[0][:2], rel=1e-5)
+        torch.testing.assert_close(weights, found[0][2], atol=1e-6, rtol=0)

@@ -17,15 +17,18 @@ import torch
 
 import rl.report
 import rl.trainer
+import rl.update
 from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
 from agents.random_agent import RandomAgent
-from agents.types import History
+from agents.rollout import run_episodes
+from agents.types import History, Trajectory
 from mimgenv.records import read_records
 from mimgenv.tasks.prefetch import PrefetchedTasks
 from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
+from rl.policy import Policy
 from rl.tracker import read_metrics
 from rl.trainer import GRPOTrainer, Result
 
@@ -50,8 +53,8 @@ SMALL: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "warmup": 1,
     "final_learning_rate": 0.1,
-    "beta": 0.0,
-    "normalise_advantages": True,
+    "loss": "dapo",
+    "std": "group",
     "mask_invalid_actions": False,
     "keep_stops": ("answered", "void"),
     "count_masked": True,
@@ -250,7 +253,7 @@ def test_what_is_trained_on_is_as_likely_to_the_trainer_as_to_the_sampler(
     rows = run(small(tmp_path, env=whims, cold_start=False, steps=2, temperature=temperature)).metrics
     for row in rows:
         assert abs(row["loss/drift"]) < 1e-5
-        assert row["loss/clip_fraction"] == 0
+        assert row["loss/clip_low"] == row["loss/clip_high"] == 0
 
 
 def test_an_update_of_which_nothing_is_kept_leaves_the_weights_alone(whims: str, tmp_path: Path) -> None:
@@ -311,8 +314,8 @@ def test_the_type_of_the_weights_is_that_of_the_configuration(
         start = str(tmp_path / "start")
         save_qwen_vl(make_qwen(), start)
     trainer = GRPOTrainer(small(tmp_path / "run", start=start, dtype="bfloat16"))
-    assert trainer.qwen.model.dtype == torch.bfloat16
-    assert GRPOTrainer(small(tmp_path / "run", start=start)).qwen.model.dtype == torch.float32
+    assert trainer.policy.qwen.model.dtype == torch.bfloat16
+    assert GRPOTrainer(small(tmp_path / "run", start=start)).policy.qwen.model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("start", ["scratch", "directory"])
@@ -323,7 +326,7 @@ def test_the_model_is_on_the_device_of_the_configuration(
     if start == "directory":
         start = str(tmp_path / "start")
         save_qwen_vl(make_qwen(), start)
-    assert GRPOTrainer(small(tmp_path / "run", start=start, device="meta")).qwen.device.type == "meta"
+    assert GRPOTrainer(small(tmp_path / "run", start=start, device="meta")).policy.qwen.device.type == "meta"
 
 
 def test_a_folder_that_holds_a_run_is_refused_without_resume(whims: str, tmp_path: Path) -> None:
@@ -567,6 +570,11 @@ BASE: Mapping[str, Any] = {
     "sft_probe_every": 100,
     "tools": ("zoom",),
     "instructions": "brief",
+    "learning_rate": 3e-2,  # so far that the second update of a step is clipped
+    "updates_per_step": 2,
+    "recompute_old": True,
+    "clip_low": 0.01,
+    "clip_high": 0.01,
 }
 """Runs in which every option has something to act on."""
 
@@ -586,7 +594,7 @@ GRPO_OPTIONS: Mapping[str, Any] = {
     "difficulty": 1,
     "tools": (),
     "instructions": "none",
-    "start": "",  # a directory of the test
+    "start": "",
     "seed": 1,
     "dtype": "bfloat16",
     "cold_start": True,
@@ -599,8 +607,19 @@ GRPO_OPTIONS: Mapping[str, Any] = {
     "weight_decay": 0.5,
     "warmup": 2,
     "final_learning_rate": 0.9,
+    "updates_per_step": 1,
+    "loss": "dr_grpo",
+    "ratio": "sequence",
+    "clip": "off",
+    "clip_low": 0.3,
+    "clip_high": 0.3,
+    "normaliser": "sequence",
+    "std": "off",
     "beta": 0.5,
-    "normalise_advantages": False,
+    "correction": "token",
+    "recompute_old": False,
+    "train_vision": False,
+    "lora_rank": 2,
     "mask_invalid_actions": True,
     "keep_stops": ("void", "turn_limit"),
     "count_masked": False,
@@ -622,8 +641,18 @@ ELSEWHERE: Mapping[str, str] = {
     "sft_stop_format": "test_the_cold_start_ends_only_when_every_measure_is_good_enough",
     "sft_probe_every": "test_a_probe_comes_every_so_many_updates_and_plays_so_many_episodes",
     "sft_probe_episodes": "test_a_probe_comes_every_so_many_updates_and_plays_so_many_episodes",
-    "clip_low": "test_the_loss_is_given_its_options",
-    "clip_high": "test_the_loss_is_given_its_options",
+    "kl": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
+    "unbiased_kl": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
+    "attention": "test_policy.py: test_the_attention_is_the_one_asked_for",
+    "gradient_checkpointing": "test_policy.py: test_gradient_checkpointing_makes_layers_run_again_and_changes_no_gradient",
+    "max_drift": "test_update.py: test_a_sampler_that_drifts_from_the_trainer_stops_the_run_and_is_measured_by_kind_of_token",
+    "lora_alpha": "test_policy.py: test_lora_alpha_is_how_much_adapters_add",
+    "correction_cap": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
+    "difficulty_part": "test_collect.py: test_advantages_of_hard_groups_weigh_more_by_the_reward_part_that_is_named",
+    "rows_per_forward": "test_rows_per_forward_divides_updates_into_passes",
+    "refill": "test_a_step_plays_on_while_too_few_groups_vary",
+    "constrain_actions": "test_constrained_turns_are_well_formed_and_trained_on_as_they_were_sampled",
+    "show_every": "test_every_so_many_steps_some_episodes_are_shown",
     "eval_every": "test_a_run_logs_every_update_and_the_probes_and_evaluations_between",
     "eval_episodes": "test_a_run_writes_its_models_its_figures_and_its_page",
     "save_every": "test_checkpoints_are_saved_every_so_many_updates_and_at_the_end_of_a_phase",
@@ -639,7 +668,7 @@ def learned(phase: str, folder: Path, **settings: Any) -> Mapping[str, Any]:
         patch.setattr(trainer, "_evaluate_both", lambda when: None)
         with pytest.raises(Killed):
             trainer.train()
-    state: Mapping[str, Any] = trainer.qwen.model.state_dict()
+    state: Mapping[str, Any] = trainer.policy.qwen.model.state_dict()
     return state
 
 
@@ -656,7 +685,7 @@ def test_an_option_changes_what_is_learned(
     base: Mapping[str, Any], whims: str, tmp_path: Path, phase: str, option: str, make_qwen: Callable[..., QwenVL]
 ) -> None:
     value = (SFT_OPTIONS if phase == "sft" else GRPO_OPTIONS)[option]
-    if option == "start":
+    if option == "start":  # a directory of the test
         value = str(tmp_path / "start")
         save_qwen_vl(make_qwen(), value)
     assert not same(learned(phase, tmp_path / "run", **{"env": whims, option: value}), base[phase])
@@ -670,7 +699,7 @@ def test_the_same_options_learn_the_same(base: Mapping[str, Any], whims: str, tm
 def test_every_option_has_a_test_that_it_changes_something() -> None:
     assert sorted({*SFT_OPTIONS, *GRPO_OPTIONS, *ELSEWHERE}) == sorted(field.name for field in fields(TrainConfig))
     here = {name: value for name, value in globals().items() if name.startswith("test_")}
-    assert [name for name in ELSEWHERE.values() if name not in here and not name.startswith("test_sft.py: ")] == []
+    assert [name for name in ELSEWHERE.values() if name not in here and ".py: " not in name] == []
 
 
 @pytest.mark.parametrize(("reward", "parts"), [("grounding", {"iou", "format"}), ("accuracy", {"accuracy"})])
@@ -680,31 +709,89 @@ def test_the_reward_is_the_one_asked_for(tmp_path: Path, reward: str, parts: set
     assert logged == parts | {"total", "deviation"}
 
 
-def test_the_loss_is_given_its_options(whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Mapping[str, Any]] = []
-    real = rl.trainer.grpo_loss
+def test_rows_per_forward_divides_updates_into_passes(
+    whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    real = rl.update.pack
 
-    def watched(*tensors: Any, **options: Any) -> Any:
-        given.append(options)
-        return real(*tensors, **options)
+    def watched(groups: Any, qwen: Any) -> Any:
+        rows.append(len(groups))
+        return real(groups, qwen)
 
-    monkeypatch.setattr(rl.trainer, "grpo_loss", watched)
-    config = small(tmp_path, env=whims, cold_start=False, steps=1, clip_low=0.11, clip_high=0.33, beta=0.07)
-    (row,) = run(config).metrics
-    assert given == [{"clip_low": 0.11, "clip_high": 0.33, "beta": 0.07, "denominator": row["mask/tokens_trained"]}]
+    monkeypatch.setattr(rl.update, "pack", watched)
+    for most, expected in ((0, [3]), (2, [2, 1]), (1, [1, 1, 1])):
+        rows.clear()
+        config = {"env": whims, "cold_start": False, "steps": 1, "prompts_per_step": 3, "rows_per_forward": most}
+        run(small(tmp_path / str(most), **config))
+        assert rows == expected
+
+
+class Twofold:
+    """Pays an attempt at an even task by the attempt, at an odd task always the same."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, agent: Any, envs: Any, starts: Sequence[int], **more: Any) -> list[Trajectory]:
+        self.asked.append(starts[0])
+        played = run_episodes(agent, envs, starts, **more)
+        paid = [0.5 if start % 2 else number / 8 for number, start in enumerate(starts)]
+        return [replace(t, reward=reward, stop="answered") for t, reward in zip(played, paid, strict=True)]
+
+
+@pytest.mark.parametrize(("refill", "rounds"), [(0, 1), (1, 2), (9, 2)])
+def test_a_step_plays_on_while_too_few_groups_vary(
+    whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refill: int, rounds: int
+) -> None:
+    played = Twofold()
+    monkeypatch.setattr(rl.trainer, "run_episodes", played)
+    config = {"env": whims, "cold_start": False, "steps": 2, "prompts_per_step": 2, "refill": refill, "eval_every": 0}
+    rows = run(small(tmp_path, **config)).metrics
+    first = rl.trainer.TASKS_PER_SEED
+    assert played.asked == [first + 2 * number for number in range(2 * rounds)]  # no task is skipped, none taken twice
+    assert [row["mask/groups_dropped"] for row in rows] == [rounds, rounds]
+
+
+def test_constrained_turns_are_well_formed_and_trained_on_as_they_were_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: set[str | None] = set()
+    real = rl.trainer.collect
+
+    def watched(groups: Any, *rest: Any) -> Any:
+        errors.update(turn.error for group in groups for trajectory in group for turn in trajectory.turns)
+        return real(groups, *rest)
+
+    monkeypatch.setattr(rl.trainer, "collect", watched)
+    settings = {"start": "tiny", "steps": 2, "max_turn_tokens": 40, "temperature": 3.0, "eval_every": 0}
+    run(small(tmp_path / "free", **settings))
+    assert errors - {None, "bad_box"}
+    errors.clear()
+    rows = run(small(tmp_path / "bound", constrain_actions=True, **settings)).metrics
+    assert errors <= {None, "bad_box"}  # a box may still be inverted
+    assert all(abs(row["loss/drift"]) < 1e-5 for row in rows)
+
+
+def test_every_so_many_steps_some_episodes_are_shown(tmp_path: Path) -> None:
+    GRPOTrainer(small(tmp_path, start="tiny", max_turn_tokens=24, steps=4, show_every=2, eval_every=0)).train()
+    assert sorted(path.name for path in (tmp_path / "episodes").iterdir()) == [
+        "grpo-0000002.html",
+        "grpo-0000004.html",
+    ]
 
 
 def test_checkpoints_are_saved_every_so_many_updates_and_at_the_end_of_a_phase(
     whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[tuple[str, int]] = []
-    real = rl.trainer.save_checkpoint
+    real = Policy.checkpoint
 
-    def watched(folder: Path, qwen: Any, optimizer: Any, progress: Any) -> Any:
+    def watched(policy: Policy, folder: Path, progress: Any) -> Any:
         saved.append((progress.phase, progress.step))
-        return real(folder, qwen, optimizer, progress)
+        return real(policy, folder, progress)
 
-    monkeypatch.setattr(rl.trainer, "save_checkpoint", watched)
+    monkeypatch.setattr(Policy, "checkpoint", watched)
     run(small(tmp_path, env=whims, sft_steps=4, steps=4, save_every=3))
     assert saved == [("sft", 3), ("grpo", 0), ("grpo", 3), ("grpo", 4)]
 
