@@ -23,6 +23,7 @@ from mimgenv.turn_rules import OpenTurn
 from mimgenv.types import Image
 
 KEPT_BYTES: Final = 2**30
+"""Most bytes of keys and values held between two calls, unless the sampler is told another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +174,9 @@ def _completed(
     done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
     drawn: list[tuple[Tensor, Tensor]] = []
     while True:
-        token, logprob = _draw(qwen, hidden, parameters.temperature, generator, turns)
-        drawn.append((token, logprob))
-        done |= torch.isin(token, ends) | _written(turns, token)
+        drawn.append(_draw(qwen, hidden, parameters.temperature, generator, turns))
+        token = drawn[-1][0]
+        done |= torch.isin(token, ends)
         if bool(done.all()) or len(drawn) == parameters.max_tokens:
             break
         look = torch.nn.functional.pad(look, (0, 1), value=True)
@@ -183,7 +184,7 @@ def _completed(
         mask = look[:, None, None, :] if padded else None
         hidden = qwen.hidden_states(token[:, None], positions, mask, None, ready.cache)[:, -1]
     ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*drawn, strict=True))
-    return _cut(ids, logprobs, [len(turn.ids) if turn else None for turn in turns], qwen.codec.end_ids)
+    return _cut(ids, logprobs, qwen.codec.end_ids)
 
 
 def _left_padded(laid: Sequence[Expanded]) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,12 +202,14 @@ def _left_padded(laid: Sequence[Expanded]) -> tuple[Tensor, Tensor, Tensor]:
 def _draw(
     qwen: QwenVL, hidden: Tensor, temperature: float, generator: torch.Generator, turns: Sequence[OpenTurn | None]
 ) -> tuple[Tensor, Tensor]:
-    """The next token of each row (R,), and its log-probability (R,)."""
+    """The next token of each row (R,), and its log-probability (R,); turns are written on."""
     distribution = qwen.log_probs(hidden, temperature or 1.0)
     if any(turns):
         illegal = ~_legal(turns, distribution.shape[1]).to(hidden.device)
         distribution = distribution.masked_fill(illegal, float("-inf")).log_softmax(-1)
     token = distribution.argmax(-1) if temperature == 0 else _sample(distribution.exp(), generator)
+    if any(turns):
+        _write(turns, token.tolist())
     return token, distribution.gather(1, token[:, None])[:, 0]
 
 
@@ -219,14 +222,11 @@ def _legal(turns: Sequence[OpenTurn | None], width: int) -> Tensor:
     return torch.from_numpy(legal)
 
 
-def _written(turns: Sequence[OpenTurn | None], tokens: Tensor) -> Tensor:
-    """Writes each row's token where its turn is not complete. Which turns now are (R,)."""
-    if not any(turns):
-        return torch.zeros_like(tokens, dtype=torch.bool)
-    for turn, index in zip(turns, tokens.tolist(), strict=True):
+def _write(turns: Sequence[OpenTurn | None], tokens: Sequence[int]) -> None:
+    """Writes each row's token where it has a turn being written."""
+    for turn, index in zip(turns, tokens, strict=True):
         if turn is not None and not turn.complete:
             turn.write(index)
-    return torch.tensor([turn is not None and turn.complete for turn in turns], device=tokens.device)
 
 
 def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,14 +239,11 @@ def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _cut(
-    ids: list[list[int]], logprobs: list[list[float]], written: Sequence[int | None], ends: tuple[int, ...]
-) -> list[Action]:
-    """Rows cut after their first end-of-turn token, or where the turn was complete."""
+def _cut(ids: list[list[int]], logprobs: list[list[float]], ends: tuple[int, ...]) -> list[Action]:
+    """Rows cut after their first end-of-turn token; a walk ends with one too."""
     actions = []
-    for row, values, length in zip(ids, logprobs, written, strict=True):
+    for row, values in zip(ids, logprobs, strict=True):
         stop = next((index + 1 for index, token in enumerate(row) if token in ends), None)
         stopped = "length" if stop is None else "stop"
-        cut = stop or length
-        actions.append(Action(tuple(row[:cut]), tuple(values[:cut]), stopped))  # type: ignore[arg-type]
+        actions.append(Action(tuple(row[:stop]), tuple(values[:stop]), stopped))  # type: ignore[arg-type]
     return actions

@@ -29,13 +29,13 @@ __all__ = ["Expanded", "Ids", "QwenVL", "digest", "expand", "load_qwen_vl", "mod
 MODEL_FILES: Final = ("config.json", "tokenizer.json")
 TINY: Final = "tiny"
 """The name of the cold-started checkpoint that ships with the package."""
-PROCESSORS: Final[Mapping[str, str]] = {
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-    "qwen3_5": "Qwen3VLProcessor",
+PROCESSORS: Final[Mapping[str, tuple[str, str]]] = {
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
 }
-"""The families supported, by model type, and the processor each is saved with. All else is in a model's config."""
+"""The families supported, by model type, and the processors each is saved with. All else is in a model's config."""
 ATTENTIONS: Final[Mapping[str, str]] = {"sdpa": "sdpa", "flex_attention": FLEX}
 """Attentions of the language model, and their names in transformers."""
 
@@ -292,4 +292,4 @@ def save_qwen_vl(qwen: QwenVL, path: str) -> None:
     """Writes a directory that `load_qwen_vl`, transformers and vLLM load."""
     qwen.model.save_pretrained(path)
     qwen.tokenizer.save_pretrained(path)
-    qwen.patcher.save(path, PROCESSORS[qwen.model.config.model_type])
+    qwen.patcher.save(path, *PROCESSORS[qwen.model.config.model_type])

@@ -85,7 +85,7 @@ def legal_ids(action: Action) -> Mask:
     turn = action.walk()
     legal = np.empty((len(action.ids), len(turn.mask)), np.bool_)
     for row, index in enumerate(action.ids):
-        if turn.complete or not turn.mask[index]:
+        if not turn.mask[index]:
             raise ValueError(f"id {index}, number {row + 1} of {len(action.ids)}, was not legal")
         legal[row] = turn.mask
         turn.write(index)

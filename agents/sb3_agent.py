@@ -23,7 +23,7 @@ from mimgenv.codec import END_TOKENS, Codec
 from mimgenv.errors import ConfigurationError
 from mimgenv.geometry import View
 from mimgenv.grammar import TurnLimits
-from mimgenv.tokens import ArrayLayout, answer_kind
+from mimgenv.tokens import ArrayLayout
 from mimgenv.turn_rules import OpenTurn, TurnRules
 from mimgenv.types import Image
 
@@ -107,7 +107,7 @@ def survey(algorithm: str, env_id: str, arguments: dict[str, Any], step: int) ->
     words, images, width, height = set[str](), 0, 0, 0
     for seed in range(min(SURVEYED, len(env.source))):
         observation, info = env.reset(seed=seed)
-        if answer_kind(env) != "grounding":
+        if info["answer_kind"] != "grounding":
             raise ConfigurationError(f"{info['task_type']} wants a text answer, these policies write boxes only")
         words |= set(re.findall(r"[\w-]{2,}", observation["text"]))  # one character would be a label
         images = max(images, len(env.views))

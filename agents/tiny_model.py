@@ -1,7 +1,8 @@
-"""A tiny, randomly initialised Qwen2.5-VL that trains on a CPU in minutes, in the form of a real checkpoint.
+"""A tiny, randomly initialised Qwen-VL that trains on a CPU in minutes, in the form of a real checkpoint.
 
-The real architecture at 0.4 M parameters. What makes it learn fast at this size: a large initial scale, a short
-RoPE base, and M-RoPE sections of one, so that time, height and width each see all frequencies.
+The real architecture at 0.4 M parameters: Qwen2.5-VL's, unless another family is asked for. What makes it learn fast
+at this size: a large initial scale, a short RoPE base, and M-RoPE sections of one, so that time, height and width each
+see all frequencies.
 """
 
 from __future__ import annotations
@@ -30,6 +31,48 @@ WIDE_PATCHES: Final = ((32 * 32, 16_777_216), (0.5,) * 3, (0.5,) * 3)
 FAMILY: Final = "qwen2_5_vl"
 HIDDEN: Final = 64
 HEADS: Final = 4
+
+
+# What families differ in, by model type.
+_EACH_ALL: Final = {"mrope_section": [1] * (HIDDEN // HEADS // 2)}
+_INTERLEAVED: Final = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+_ROPE: Final[dict[str, dict[str, Any]]] = {
+    "qwen2_vl": _EACH_ALL,
+    "qwen2_5_vl": _EACH_ALL,
+    "qwen3_vl": _INTERLEAVED,
+    "qwen3_5": {**_INTERLEAVED, "partial_rotary_factor": 1.0},
+}
+_TEXT: Final[dict[str, dict[str, Any]]] = {
+    "qwen3_vl": {"head_dim": HIDDEN // HEADS},
+    "qwen3_5": {
+        "head_dim": HIDDEN // HEADS,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
+}
+_LEARNED_PLACES: Final = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "patch_size": 16,
+    "out_hidden_size": HIDDEN,
+    "num_position_embeddings": 64,
+}
+_VISION: Final[dict[str, dict[str, Any]]] = {
+    "qwen2_vl": {"embed_dim": 48, "hidden_size": HIDDEN, "mlp_ratio": 2, "patch_size": 14},
+    "qwen2_5_vl": {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "patch_size": 14,
+        "out_hidden_size": HIDDEN,
+        "window_size": 84,
+        "fullatt_block_indexes": [1],
+    },
+    "qwen3_vl": {**_LEARNED_PLACES, "deepstack_visual_indexes": [0, 1]},
+    "qwen3_5": _LEARNED_PLACES,
+}
 
 
 def tiny_tokenizer() -> Any:
@@ -86,56 +129,14 @@ def _configuration(tokenizer: Any, family: str = FAMILY) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 20.0},
+        **_TEXT.get(family, {}),
     }
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 20.0, **_ROPE[family]}
     special = {
         "image_token_id": index("<|image_pad|>"),
         "video_token_id": index("<|video_pad|>"),
         "vision_start_token_id": index("<|vision_start|>"),
         "vision_end_token_id": index("<|vision_end|>"),
     }
-    text["rope_parameters"] |= _ROPE[family]
-    text |= _TEXT.get(family, {})
     vision = {"depth": 2, "num_heads": 3, "initializer_range": 0.1, **_VISION[family]}
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **special}
-
-
-_EACH_ALL: Final = {"mrope_section": [1] * (HIDDEN // HEADS // 2)}
-_INTERLEAVED: Final = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
-_ROPE: Final[dict[str, dict[str, Any]]] = {
-    "qwen2_vl": _EACH_ALL,
-    "qwen2_5_vl": _EACH_ALL,
-    "qwen3_vl": _INTERLEAVED,
-    "qwen3_5": {**_INTERLEAVED, "partial_rotary_factor": 1.0},
-}
-_TEXT: Final[dict[str, dict[str, Any]]] = {
-    "qwen3_vl": {"head_dim": HIDDEN // HEADS},
-    "qwen3_5": {
-        "head_dim": HIDDEN // HEADS,
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-    },
-}
-_LEARNED_PLACES: Final = {
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "patch_size": 16,
-    "out_hidden_size": HIDDEN,
-    "num_position_embeddings": 64,
-}
-_VISION: Final[dict[str, dict[str, Any]]] = {
-    "qwen2_vl": {"embed_dim": 48, "hidden_size": HIDDEN, "mlp_ratio": 2, "patch_size": 14},
-    "qwen2_5_vl": {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "patch_size": 14,
-        "out_hidden_size": HIDDEN,
-        "window_size": 84,
-        "fullatt_block_indexes": [1],
-    },
-    "qwen3_vl": {**_LEARNED_PLACES, "deepstack_visual_indexes": [0, 1]},
-    "qwen3_5": _LEARNED_PLACES,
-}

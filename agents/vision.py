@@ -73,10 +73,12 @@ class Patcher:
         still = np.broadcast_to(ordered, (*ordered.shape[:5], self.frames, p, p))
         return still.reshape(height // p * (width // p), -1).astype(np.float32, copy=False)
 
-    def save(self, path: str, processor: str) -> None:
-        """Writes the configuration of the image processor beside a model; `processor` is the class around it."""
+    def save(self, path: str, processor: str, video_processor: str) -> None:
+        """Writes the configurations of the processors beside a model, given the classes a family has for them.
+
+        That of videos is never used here, but no processor is made without one.
+        """
         settings = {
-            "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": processor,
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
@@ -86,7 +88,10 @@ class Patcher:
             "image_mean": [float(value) for value in self.mean],
             "image_std": [float(value) for value in self.std],
         }
-        Path(path, "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
+        image = {"image_processor_type": "Qwen2VLImageProcessor", **settings}
+        video = {"video_processor_type": video_processor, **settings}
+        for name, content in (("preprocessor_config", image), ("video_preprocessor_config", video)):
+            Path(path, f"{name}.json").write_text(json.dumps(content, indent=1))
 
 
 def pixel_bounds(path: str) -> tuple[int, int, list[float], list[float]]:

@@ -48,9 +48,10 @@ def smart_resize(
 ) -> tuple[int, int]:
     """The size (height, width) that Qwen2-VL's image processor gives an image: multiples of `factor`, aspect kept.
 
-    Source: QwenLM/Qwen2.5-VL, qwen-vl-utils, `smart_resize`; the default bounds are those of Qwen2.5-VL's checkpoints.
+    Source: transformers, `smart_resize` of Qwen2-VL's image processor; the default bounds are those of Qwen2.5-VL's
+    checkpoints.
     """
-    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
+    rows, columns = (round(side / factor) * factor for side in (height, width))
     if rows * columns > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
         rows, columns = (max(factor, math.floor(side / scale / factor) * factor) for side in (height, width))

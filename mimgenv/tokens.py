@@ -23,13 +23,7 @@ from mimgenv.errors import ConfigurationError
 from mimgenv.grammar import TurnLimits
 from mimgenv.tools import resize
 from mimgenv.turn_rules import LIMITS, OpenTurn, TurnRules
-from mimgenv.types import Grounding, Image, Observation
-
-
-def answer_kind(env: MultiImageEnv) -> str:
-    """The kind of answer that the question wants, of `mimgenv.grammar.ANSWERS`."""
-    assert env._task is not None
-    return "grounding" if isinstance(env._task.truth, Grounding) else "text"
+from mimgenv.types import Image, Observation
 
 
 class TokenActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -117,7 +111,7 @@ class TokenActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def _begin(self, info: dict[str, Any]) -> None:
         self._info = info
         extents = [view.extent(self._inner.box_frame) for view in self._inner.views]
-        self._open = self.rules.turn(extents, answer_kind(self._inner), **info["budget"])
+        self._open = self.rules.turn(extents, info["answer_kind"], **info["budget"])
 
     def _shown(self, info: dict[str, Any]) -> dict[str, Any]:
         new = {key: dict(value) if isinstance(value, dict) else value for key, value in info.items()}

@@ -21,7 +21,7 @@ from mimgenv.types import Grounding, Image, Observation, Task
 
 Env: TypeAlias = gym.Env[Observation, Any]
 
-INFO: Final = {"reward_parts", "error", "stop", "budget", "task_id", "task_type"}
+INFO: Final = {"reward_parts", "error", "stop", "budget", "task_id", "task_type", "answer_kind"}
 
 
 class Episode:

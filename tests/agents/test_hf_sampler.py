@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from agents.hf_sampler import HFSampler, _sample
+from agents.hf_sampler import HFSampler, _legal, _sample
 from agents.qwen_vl import QwenVL
 from agents.sampling import Prompt, SamplingParameters, legal_ids
 from agents.tiny_model import mergers, tiny_qwen_vl, whisper
@@ -495,6 +495,17 @@ def test_sampling_stops_when_all_walks_are_complete(qwen: QwenVL) -> None:
     actions = HFSampler(qwen).sample([ruled(qwen, mixed(qwen)[0])] * 5, SamplingParameters(1.0, 500))
     assert len({len(action.ids) for action in actions}) > 1
     assert {action.finish_reason for action in actions} == {"stop"}
+
+
+def test_a_row_is_bound_while_its_turn_is_written_only(qwen: QwenVL) -> None:
+    walk = ruled(qwen, mixed(qwen)[0]).walk
+    assert walk is not None
+    begun, over = walk(), walk()
+    while not over.complete:
+        over.write(int(np.argmax(over.mask)))
+    legal = _legal([begun, None, over], qwen.codec.vocab_size + 3)
+    assert legal[0].tolist() == [*begun.mask.tolist(), False, False, False]
+    assert bool(legal[1:].all())
 
 
 def test_a_walk_that_is_cut_short_says_so(qwen: QwenVL) -> None:

@@ -141,6 +141,19 @@ def test_without_a_budget_nothing_is_kept(make_qwen: Callable[..., QwenVL], qwen
         assert seen == encodes
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_has_the_same_features_to_the_last_bit_whatever_is_encoded_with_it(
+    twins: Callable[[str], Any], family: str
+) -> None:
+    """A run that is resumed starts with nothing kept, and must not differ from one that was not stopped."""
+    qwen, _ = twins(family)
+    images = [photograph(*size, seed) for seed, size in enumerate([(84, 84), (64, 120), (84, 84), (224, 224)] * 2)]
+    with torch.no_grad():
+        together = qwen._encode(images)
+        for image, features in zip(images, together, strict=True):
+            assert torch.equal(qwen._encode([image])[0], features)
+
+
 def test_more_images_than_fit_are_all_served(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
     patcher, one = qwen.patcher, 9 * 64 * 4
     bounds = (patcher.min_pixels, patcher.max_pixels, patcher.mean, patcher.std)
@@ -392,6 +405,8 @@ def test_transformers_itself_loads_what_was_saved(twins: Callable[[str], Any], f
     np.testing.assert_allclose(made["pixel_values"], qwen.patcher.patches(photograph(100, 60)), atol=2e-6)
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert written["processor_class"] == PROCESSOR_MAPPING_NAMES[family]
+    written = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert written["video_processor_type"] == ("Qwen3" if family.startswith("qwen3") else "Qwen2") + "VLVideoProcessor"
 
 
 def test_a_family_that_is_not_supported_is_refused_by_name(qwen: QwenVL, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -178,13 +178,15 @@ def test_rules_know_the_budget_of_each_history(qwen: QwenVL) -> None:
 
 
 def test_boxes_end_where_the_image_that_is_named_does(qwen: QwenVL) -> None:
-    message = Message("Image-1: <image>", (np.zeros((28, 84, 3), np.uint8),))
-    asked = History("task", (), message, Budget(1, 512, 3), "grounding")
-    for action in ruled(qwen).act([asked] * 30):
-        text = qwen.codec.decode_turn(action.ids)
-        x1, y1, x2, y2 = map(int, re.search(r"\[([^\[]*)\]}</answer>$", text)[1].split(","))  # type: ignore[index]
-        assert max(x1, x2) <= 84
-        assert max(y1, y2) <= 28
+    images = np.zeros((28, 84, 3), np.uint8), np.zeros((84, 28, 3), np.uint8)
+    asked = History("task", (), Message("Image-1: <image>\nImage-2: <image>", images), Budget(1, 512, 3), "grounding")
+    largest = {1: [0, 0], 2: [0, 0]}
+    for action in ruled(qwen).act([asked] * 60):
+        written = json.loads(qwen.codec.decode_turn(action.ids).partition("<answer>")[2].removesuffix("</answer>"))
+        most, (x1, y1, x2, y2) = largest[written["image"]], written["bbox_2d"]
+        most[:] = max(most[0], x1, x2), max(most[1], y1, y2)
+    assert largest[1][0] > 28 >= largest[1][1]
+    assert largest[2][1] > 28 >= largest[2][0]
 
 
 def test_a_question_of_unknown_kind_is_refused_under_rules(qwen: QwenVL) -> None:

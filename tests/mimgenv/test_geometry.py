@@ -90,11 +90,11 @@ def test_an_intersection_lies_in_both_boxes_or_is_empty(a: Box, b: Box) -> None:
         ((224, 448), (224, 448)),
         ((20, 20), (56, 56)),  # below the least number of pixels: enlarged
         ((10, 60), (28, 140)),  # the same, with the aspect kept as far as whole tiles allow
-        ((10, 200), (28, 196)),
+        ((10, 200), (28, 252)),  # a side that rounds to nothing counts as nothing
         ((3000, 5000), (2772, 4620)),  # above the greatest: 99 and 165 times 28
     ],
 )
-def test_smart_resize_gives_the_sizes_of_qwen_vl_utils(size: tuple[int, int], resized: tuple[int, int]) -> None:
+def test_smart_resize_gives_the_sizes_of_qwen2_vls_image_processor(size: tuple[int, int], resized: tuple[int, int]) -> None:
     assert smart_resize(*size) == resized
 
 
