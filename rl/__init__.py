@@ -12,12 +12,27 @@ from importlib import import_module
 from typing import Any, Final
 
 _EXPORTS: Final = {
+    "Batch": "rl.batch",
     "ColdStart": "rl.sft",
     "GRPOTrainer": "rl.trainer",
+    "Objective": "rl.loss",
+    "PRESETS": "rl.loss",
+    "Policy": "rl.policy",
     "Result": "rl.trainer",
+    "Sample": "rl.batch",
+    "SampleGroup": "rl.collect",
+    "Totals": "rl.loss",
     "TrainConfig": "rl.config",
+    "TrainingStopped": "rl.errors",
+    "Updater": "rl.update",
+    "action_mask": "rl.masking",
+    "group_advantages": "rl.advantage",
+    "pack": "rl.batch",
+    "policy_loss": "rl.loss",
     "read_config": "rl.config",
     "sft_step": "rl.sft",
+    "token_log_probs": "rl.log_probs",
+    "token_weights": "rl.loss",
 }
 
 __all__ = list(_EXPORTS)

@@ -21,6 +21,8 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
+from rl.errors import CheckpointError
+
 VERSION: Final = 2
 KEPT: Final = 2
 PROGRESS: Final = "progress.json"
@@ -30,19 +32,6 @@ Tensors = dict[str, torch.Tensor]
 
 _NAME: Final = re.compile(r"[0-9]-[a-z]+-[0-9]{7}\+*")
 _ORDER: Final = {"sft": 0, "grpo": 1}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be gone on from.
-
-    Args:
-        path: The checkpoint.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(f"checkpoint {path}: {reason}")
-        self.path, self.reason = path, reason
 
 
 @dataclass(frozen=True, slots=True)

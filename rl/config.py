@@ -197,7 +197,7 @@ class TrainConfig:
     eval_every: int = 50
     eval_episodes: int = 560
     save_every: int = 50
-    show_every: int = 0
+    show_every: int = 50
     max_drift: float = 0.1
 
     def __post_init__(self) -> None:

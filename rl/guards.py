@@ -23,6 +23,7 @@ from agents.qwen_vl import QwenVL
 from mimgenv.codec import Codec
 from mimgenv.types import Image
 from rl.batch import Batch
+from rl.errors import TrainingStopped
 
 GREY: Final = 127
 LEAST_SIGHT: Final = 1e-6
@@ -33,20 +34,6 @@ MOST_DRIFT: Final = 0.1
 KINDS: Final = ("thought", "call", "answer", "other")
 _KIND_OF_TAG: Final = {"think": "thought", "tool_call": "call", "answer": "answer"}
 _TAG: Final = re.compile(r"<(/?)(think|tool_call|answer)>")
-
-
-class TrainingStopped(RuntimeError):
-    """A guard found that to go on would be a waste.
-
-    Args:
-        rule: What must hold.
-        **values: What was found instead, by name.
-    """
-
-    def __init__(self, rule: str, **values: object) -> None:
-        found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-        super().__init__(f"training stopped: {rule}; found {found}")
-        self.rule, self.values = rule, values
 
 
 # ---------------------------------------------------------------- images

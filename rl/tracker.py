@@ -19,7 +19,7 @@ from mimgenv.types import Image
 from mimgenv.viewer import ShownEpisode, write_page
 
 METRICS: Final = "metrics.jsonl"
-EPISODES: Final = "episodes"
+PAGES: Final = "episodes"
 """The folder of pages, each named after its step."""
 PHASES: Final = ("sft", "grpo")
 GAP: Final = 4
@@ -43,7 +43,7 @@ class Tracker:
         fresh = self.path.with_suffix(".partial")  # so that a kill here loses nothing
         fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(fresh, self.path)
-        for page in (folder / EPISODES).glob("*-*.html"):
+        for page in (folder / PAGES).glob("*-*.html"):
             if self._dropped(*page.stem.split("-")):
                 page.unlink()
         self._file = self.path.open("a")
@@ -58,7 +58,7 @@ class Tracker:
 
     def show(self, phase: str, step: int, episodes: Sequence[ShownEpisode]) -> None:
         """Writes a page of a step's episodes to `episodes/<phase>-<step>.html`; TensorBoard gets images and texts."""
-        pages = self.folder / EPISODES
+        pages = self.folder / PAGES
         pages.mkdir(exist_ok=True)
         write_page(pages / f"{phase}-{step:07d}.html", episodes, f"{self.folder.name}: {phase}, step {step}")
         for number, episode in enumerate(episodes, 1):

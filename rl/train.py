@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rl.config import TrainConfig, read_config, resumed_settings
+from rl.errors import TrainingStopped
 
 
 class ProgressBars:
@@ -79,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         with ProgressBars(console) as bars:
             result = GRPOTrainer(config, resume=resume, on_step=bars).train()
-    except (ValueError, OSError, gym.error.Error) as error:
+    except (ValueError, OSError, gym.error.Error, TrainingStopped) as error:
         print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for name in sorted(dataclasses.asdict(result)["after"]):

@@ -118,7 +118,6 @@ class GRPOTrainer:
             self.policy.set_rate(config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
             rows = cold_start.rows(state.stage, state.step - state.stage_step, state.skills)
             metrics = sft_step(self.policy, rows, config.rows_per_forward)
-            self.sampler.sync()
             metrics |= {"stage": float(state.stage), "time/update": time.process_time() - began}
             self.progress = replace(state, step=state.step + 1)
             done = False
@@ -195,39 +194,33 @@ class GRPOTrainer:
         metrics = collected.metrics | {"time/rollout": played - began}
         if collected.groups:
             metrics |= updater.step(collected.groups, self.progress.step)
-            self.sampler.sync()
         return metrics | {"time/update": time.process_time() - played}
 
     def _rollouts(self, envs: list[Any]) -> list[Group]:
         """The groups of one step: a round, and more rounds while too few groups vary."""
         config = self.config
-        self._seed_sampler("grpo", self.progress.step)
+        self._begin_sampling("grpo", self.progress.step)
         groups: list[Group] = []
-        tasks = self.progress.tasks
+        shown: list[ShownEpisode] = []
+        tasks, step = self.progress.tasks, self.progress.step + 1
+        due = config.show_every > 0 and step % config.show_every == 0
+
+        def show(index: int, env: Any, trajectory: Trajectory) -> None:
+            if due and index % config.group_size == 0 and len(shown) < SHOWN:
+                shown.append(ShownEpisode(record_of(trajectory, env.unwrapped, "policy"), trajectory.images))
+
         for _ in range(1 + config.refill):
-            groups += self._round(envs, (config.seed + 1) * TASKS_PER_SEED + tasks)
+            first = (config.seed + 1) * TASKS_PER_SEED + tasks
+            starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
+            trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
+            groups += parts(trajectories, config.group_size)
             tasks += config.prompts_per_step
             if varying(groups, config).sum() >= config.prompts_per_step:
                 break
-        self.progress = replace(self.progress, step=self.progress.step + 1, tasks=tasks)
-        return groups
-
-    def _round(self, envs: list[Any], first: int) -> list[Group]:
-        """All attempts at the tasks from `first` on."""
-        config = self.config
-        step = self.progress.step + 1
-        shown: list[ShownEpisode] = []
-        wanted = SHOWN if config.show_every and step % config.show_every == 0 else 0
-
-        def show(index: int, env: Any, trajectory: Trajectory) -> None:
-            if index % config.group_size == 0 and len(shown) < wanted:
-                shown.append(ShownEpisode(record_of(trajectory, env.unwrapped, "policy"), trajectory.images))
-
-        starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
-        trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
-        if shown:
+        if due:
             self.tracker.show("grpo", step, shown)
-        return parts(trajectories, config.group_size)
+        self.progress = replace(self.progress, step=step, tasks=tasks)
+        return groups
 
     # ---------------------------------------------------------------- evaluation and output
 
@@ -243,7 +236,7 @@ class GRPOTrainer:
             split: `val` steers the run (probes), `test` is what is reported; there greedy episodes are played with
                 blank images too, for the image sensitivity.
         """
-        self._seed_sampler("evaluation", 0)
+        self._begin_sampling("evaluation", 0)
         chosen = self.config.env_arguments(evaluation=True) if arguments is None else dict(arguments)
         chosen["blind_episodes"] = None if split == "test" and temperature == 0 else 0
         agent = self._agent(temperature)
@@ -283,7 +276,9 @@ class GRPOTrainer:
         inner: Any = env.unwrapped
         return TurnRules(codec, inner.tools, inner.box_frame, max_turn_tokens=config.max_turn_tokens)
 
-    def _seed_sampler(self, phase: str, step: int) -> None:
+    def _begin_sampling(self, phase: str, step: int) -> None:
+        """What is sampled from here on depends on the weights and this moment of the run alone."""
+        self.sampler.sync()
         number = np.random.SeedSequence([self.config.seed, *phase.encode(), step]).generate_state(1, np.uint64)[0]
         self.sampler.generator.manual_seed(int(number) >> 1)
 

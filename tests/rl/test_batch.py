@@ -249,7 +249,8 @@ def test_a_row_of_legal_ids_is_needed_for_each_trained_id() -> None:
 def test_a_token_looks_at_its_prefix_and_its_own_branch_up_to_itself(qwen: QwenVL) -> None:
     one = Sample((50, 51, 60, 61), (False, False, True, True), (0,) * 4, ())
     two = Sample((50, 51, 70), (False, False, True), (0,) * 3, ())
-    rows = ["".join("x" if on else "." for on in row) for row in dense_mask(pack([[one, two]], qwen).segments)[0, 0].tolist()]
+    mask = dense_mask(pack([[one, two]], qwen).segments)[0, 0]
+    rows = ["".join("x" if on else "." for on in row) for row in mask.tolist()]
     assert rows == ["x....", "xx...", "xxx..", "xxxx.", "xx..x"]
 
 

@@ -373,8 +373,9 @@ def test_columns_that_share_memory_or_order_are_kept_too(healthy: Batch, tmp_pat
     assert_same(load_batches(tmp_path)[0][0], turned)
 
 
-def test_the_batches_of_an_update_keep_their_order(tiny: QwenVL, tmp_path: Path) -> None:
+def test_the_batches_of_an_update_and_their_images_keep_their_order(tiny: QwenVL, tmp_path: Path) -> None:
     made = [rows(tiny, picture(28, 28 * (1 + number % 3), number)) for number in range(11)]
+    made.append(rows(tiny, *[picture(28, 28, number) for number in range(12)]))
     guards.save_batches(tmp_path, made, {}, 1)
     for found, expected in zip(load_batches(tmp_path)[0], made, strict=True):
         assert_same(found, expected)

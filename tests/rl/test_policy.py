@@ -79,7 +79,7 @@ def test_the_rates_of_a_phase_are_its_own(tmp_path: Path) -> None:
         assert (group["lr"], group["weight_decay"]) == expected
 
 
-def test_gradient_checkpointing_makes_layers_run_again_and_changes_no_gradient(tmp_path: Path) -> None:
+def test_gradient_checkpointing_makes_layers_run_again_and_changes_nothing(tmp_path: Path) -> None:
     found = []
     for checkpointing in (False, True):
         policy = Policy.start(config_of(tmp_path, gradient_checkpointing=checkpointing), "grpo")
@@ -157,9 +157,7 @@ def test_the_next_phase_goes_on_from_what_was_learned(tmp_path: Path, settings: 
 
 @pytest.mark.parametrize("settings", [{}, ADAPTED], ids=["all", "adapters"])
 @pytest.mark.parametrize("phase", ["sft", "grpo"])
-def test_a_policy_goes_on_from_its_checkpoint_bit_for_bit(
-    tmp_path: Path, settings: dict[str, Any], phase: str
-) -> None:
+def test_a_policy_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, settings: dict[str, Any], phase: str) -> None:
     policy = Policy.start(config_of(tmp_path, **settings), "sft")
     sft_step(policy, rows())
     if phase == "grpo":
@@ -202,5 +200,3 @@ def test_saving_whole_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="full"):
         policy.save_whole(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
-
-

@@ -19,7 +19,7 @@ from agents.oracle import OracleAgent
 from agents.random_agent import RandomAgent
 from mimgenv.types import Image
 from mimgenv.viewer import ShownEpisode, load_episodes
-from rl.tracker import EPISODES, GAP, METRICS, Tracker, read_metrics, strip
+from rl.tracker import GAP, METRICS, PAGES, Tracker, read_metrics, strip
 
 LOGGED = (("sft", 1), ("sft", 2), ("sft", 3), ("grpo", 1), ("grpo", 2), ("grpo", 3))
 
@@ -161,13 +161,13 @@ def show(folder: Path, played: list[ShownEpisode], steps: Sequence[tuple[str, in
 
 
 def pages(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / EPISODES).iterdir())
+    return sorted(path.name for path in (folder / PAGES).iterdir())
 
 
 def test_a_page_holds_the_episodes_of_its_step(tmp_path: Path, played: list[ShownEpisode]) -> None:
     show(tmp_path, played, [("grpo", 20)])
     assert pages(tmp_path) == ["grpo-0000020.html"]
-    page = (tmp_path / EPISODES / "grpo-0000020.html").read_text("utf-8")
+    page = (tmp_path / PAGES / "grpo-0000020.html").read_text("utf-8")
     assert f"{tmp_path.name}: grpo, step 20" in page
     for episode in played:
         assert episode.record.task_id in page

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -443,41 +439,6 @@ def test_resuming_a_finished_run_gives_its_result_again(straight: Outcome, whims
     resumed(config).assert_same(straight)
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_at_any_moment_and_resumed_equals_one_that_is_not(whims: str, tmp_path: Path) -> None:
-    """With real kills, each a little later than the one before, until the run comes to its end."""
-    registers = Path(__file__).with_name("conftest.py")
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); from rl.train import main; sys.exit(main(sys.argv[2:]))"
-    settings = {**SMALL, "env": whims, "sft_steps": 30, "steps": 30, "save_every": 3, "sft_probe_every": 5}
-    texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    words = [f"--{name}={text}" for name, text in texts.items()]
-
-    def start(folder: Path, resume: bool) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", code, str(registers), *words, f"--output={folder}", *["--resume"] * resume]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole, False).wait(300) == 0
-    kills = 0
-    for lines in range(4, 400, 7):
-        process = start(broken, bool(checkpoints(broken)))
-        while process.poll() is None and len(read_metrics(broken)) < lines:
-            time.sleep(0.01)
-        time.sleep(0.013 * (lines % 5))
-        if process.poll() is not None:
-            assert process.returncode == 0
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 6
-    assert timeless(broken) == timeless(whole)
-    assert same(weights(broken / "model"), weights(whole / "model"))
-    assert same(weights(broken / "cold_start"), weights(whole / "cold_start"))
-    for when in ("before.json", "after.json"):
-        assert (broken / when).read_text() == (whole / when).read_text()
-
-
 # ---------------------------------------------------------------- when the cold start ends
 
 
@@ -644,8 +605,8 @@ ELSEWHERE: Mapping[str, str] = {
     "kl": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
     "unbiased_kl": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
     "attention": "test_policy.py: test_the_attention_is_the_one_asked_for",
-    "gradient_checkpointing": "test_policy.py: test_gradient_checkpointing_makes_layers_run_again_and_changes_no_gradient",
-    "max_drift": "test_update.py: test_a_sampler_that_drifts_from_the_trainer_stops_the_run_and_is_measured_by_kind_of_token",
+    "gradient_checkpointing": "test_policy.py: test_gradient_checkpointing_makes_layers_run_again_and_changes_nothing",
+    "max_drift": "test_update.py: test_a_sampler_that_drifts_from_the_trainer_stops_the_run",
     "lora_alpha": "test_policy.py: test_lora_alpha_is_how_much_adapters_add",
     "correction_cap": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
     "difficulty_part": "test_collect.py: test_advantages_of_hard_groups_weigh_more_by_the_reward_part_that_is_named",

@@ -167,9 +167,7 @@ def test_a_run_that_does_not_see_its_images_is_stopped(
 ) -> None:
     qwen = make_qwen()
     real = qwen.encode_images
-    monkeypatch.setattr(
-        qwen, "encode_images", lambda images: {key: value * 0 for key, value in real(images).items()}
-    )
+    monkeypatch.setattr(qwen, "encode_images", lambda images: {key: value * 0 for key, value in real(images).items()})
     with pytest.raises(TrainingStopped, match="grey images change the log-probs"):
         moved(qwen, made())
 
@@ -187,7 +185,7 @@ def test_images_are_looked_at_in_the_first_step_only(
     assert len(forwards) == 2 + 1 + 1
 
 
-def test_a_sampler_that_drifts_from_the_trainer_stops_the_run_and_is_measured_by_kind_of_token(
+def test_a_sampler_that_drifts_from_the_trainer_stops_the_run(
     make_qwen: Callable[..., QwenVL],
 ) -> None:
     with pytest.raises(TrainingStopped, match="sampler and trainer agree on"):
