@@ -6,8 +6,7 @@ were started.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -17,15 +16,14 @@ import numpy.typing as npt
 from agents.chat import Chat
 from agents.sampling import legal_ids
 from agents.types import Trajectory
-from rl.advantage import difficulty_weights, group_advantages
+from rl.advantage import NO_VARIANCE, Flags, Floats, difficulty_weights, group_advantages
 from rl.batch import Bits, Sample
 from rl.config import TrainConfig
+from rl.distributed import ALONE, World
 from rl.loss import Totals
 from rl.masking import KEEP_STOPS, action_mask, keeps_trajectory
 
 Group = Sequence[Trajectory]
-VARIES = 1e-6
-"""A group whose rewards deviate by less teaches nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +56,36 @@ class Collected:
     metrics: dict[str, float]
 
 
-def varying(groups: Sequence[Group], config: TrainConfig) -> npt.NDArray[np.bool_]:
-    """(groups,): whether a group's counted rewards vary and one of its attempts is trained on."""
-    rewards, kept, counted = _tables(groups, config)
-    spread = np.where(counted, rewards, -np.inf).max(1) - np.where(counted, rewards, np.inf).min(1)
-    varied: npt.NDArray[np.bool_] = (spread > VARIES) & kept.any(1)
-    return varied
+def varying(groups: Sequence[Group], config: TrainConfig, world: World = ALONE) -> npt.NDArray[np.bool_]:
+    """(groups of all ranks,): whether counted rewards vary, and one of the attempts is trained on."""
+    return _varying(*_tables(_everyones(groups, config, world)[0], config))
 
 
-def collect(groups: Sequence[Group], chat: Chat, config: TrainConfig) -> Collected:
-    """Turns groups of equal size into samples; of more varying groups than a step has prompts, the first are taken."""
-    rewards, kept, counted = _tables(groups, config)
+def collect(groups: Sequence[Group], chat: Chat, config: TrainConfig, world: World = ALONE) -> Collected:
+    """Turns groups of equal size into samples; of more varying groups than a step has prompts, the first are taken.
+
+    Args:
+        groups: Those that this rank played.
+        chat: Of the policy.
+        config: Of the run.
+        world: Statistics, and the choice of groups, are over the groups of all ranks.
+
+    Returns:
+        The samples of this rank, and the metrics of all.
+    """
+    everyones, first = _everyones(groups, config, world)
+    rewards, kept, counted = tables = _tables(everyones, config)
     advantages = group_advantages(rewards, counted, config.objective().std)
     if config.difficulty_part is not None:
-        advantages = advantages * difficulty_weights(_scores(groups, config.difficulty_part))
-    varied = varying(groups, config)
-    chosen = np.flatnonzero(varied)[: config.prompts_per_step]
-    made = [_group(groups[i], advantages[i], kept[i], chat, config) for i in chosen]
+        advantages = advantages * difficulty_weights(_scores(everyones, config.difficulty_part))
+    varied = _varying(*tables)
+    chosen = [i for i in np.flatnonzero(varied)[: config.prompts_per_step] if first <= i < first + len(groups)]
+    made = [_group(groups[i - first], advantages[i], kept[i], chat, config) for i in chosen]
     found = [group for group in made if group.tokens()]
-    metrics = _metrics([trajectory for group in groups for trajectory in group])
+    tokens = {"trained": sum(group.tokens() for group in found), "masked": sum(sum(g.masked) for g in found)}
+    metrics = _means([attempt.figures for group in everyones for attempt in group])
+    metrics |= world.total({f"mask/tokens_{name}": float(count) for name, count in tokens.items()})
     metrics |= {
-        "mask/tokens_trained": float(sum(group.tokens() for group in found)),
-        "mask/tokens_masked": float(sum(sum(group.masked) for group in found)),
         "mask/trajectories_masked": float((~kept).sum()),
         "mask/groups_dropped": float((~varied).sum()),
         "reward/deviation": float(rewards.std(1).mean()),
@@ -94,21 +100,42 @@ def totals(groups: Sequence[SampleGroup], count_masked: bool) -> Totals:
     return Totals(tokens, sum(len(group.samples) for group in groups) + len(masked))
 
 
-def _tables(groups: Sequence[Group], config: TrainConfig) -> tuple[npt.NDArray[np.float64], ...]:
-    """Rewards, which attempts are trained on, and which are counted in the group's statistics; (groups, G) each."""
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What other ranks need to know of a trajectory: whether it is trained on, and its figures by metric."""
+
+    kept: bool
+    figures: Mapping[str, float]
+
+
+def _everyones(groups: Sequence[Group], config: TrainConfig, world: World) -> tuple[list[list[_Attempt]], int]:
+    """The groups of all ranks, rank by rank, and where this rank's begin."""
     table = {stop: stop in config.keep_stops for stop in KEEP_STOPS}
-    rewards = np.array([[trajectory.reward for trajectory in group] for group in groups])
-    kept = np.array([[keeps_trajectory(trajectory, table) for trajectory in group] for group in groups])
+    own = [[_Attempt(keeps_trajectory(t, table), _figures(t)) for t in group] for group in groups]
+    ranks = world.gather(own)
+    return [group for rank in ranks for group in rank], sum(map(len, ranks[: world.rank]))
+
+
+def _tables(groups: Sequence[Sequence[_Attempt]], config: TrainConfig) -> tuple[Floats, Flags, Flags]:
+    """Rewards, which attempts are trained on, and which are counted in the group's statistics; (groups, G) each."""
+    rewards = np.array([[attempt.figures["reward/total"] for attempt in group] for group in groups])
+    kept = np.array([[attempt.kept for attempt in group] for group in groups])
     return rewards, kept, np.ones_like(kept) if config.count_masked else kept
 
 
-def _scores(groups: Sequence[Group], part: str) -> npt.NDArray[np.float64]:
+def _scores(groups: Sequence[Sequence[_Attempt]], part: str) -> Floats:
     """(groups, G): a reward part of each attempt; 1, which weighs nothing more, where its task is not paid in it."""
-    return np.array([[trajectory.reward_parts.get(part, 1.0) for trajectory in group] for group in groups])
+    return np.array([[attempt.figures.get(f"reward/{part}", 1.0) for attempt in group] for group in groups])
+
+
+def _varying(rewards: Floats, kept: Flags, counted: Flags) -> Flags:
+    spread = np.where(counted, rewards, -np.inf).max(1) - np.where(counted, rewards, np.inf).min(1)
+    varied: Flags = (spread > NO_VARIANCE) & kept.any(1)
+    return varied
 
 
 def _group(
-    group: Group, advantages: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], chat: Chat, config: TrainConfig
+    group: Group, advantages: Floats, kept: Flags, chat: Chat, config: TrainConfig
 ) -> SampleGroup:
     samples = [_sample(chat, attempt, float(value), config) for attempt, value in zip(group, advantages, strict=True)]
     masked = [sum(sample.mask) for sample in compress(samples, ~kept)]
@@ -129,20 +156,27 @@ def _legal(trajectory: Trajectory, turns: Sequence[int], mask: Sequence[bool]) -
     return walked[[on for on, turn in zip(mask, turns, strict=True) if turn]]
 
 
-def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over episodes; a reward part over those that have it."""
-    lengths = [sum(len(turn.action.ids) for turn in t.turns) for t in trajectories]
-    metrics = {
-        "reward/total": float(np.mean([t.reward for t in trajectories])),
-        "episode/turns": float(np.mean([len(t.turns) for t in trajectories])),
-        "episode/success": float(np.mean([t.success for t in trajectories])),
-        "episode/errors": float(np.mean([sum(turn.error is not None for turn in t.turns) for t in trajectories])),
-        "episode/tokens": float(np.mean(lengths)),
-        "episode/longest": float(np.max(lengths)),
-        "episode/images": float(np.mean([len(t.images) for t in trajectories])),
+def _figures(trajectory: Trajectory) -> dict[str, float]:
+    """The metrics of one episode."""
+    turns = trajectory.turns
+    return {
+        "reward/total": trajectory.reward,
+        "episode/turns": float(len(turns)),
+        "episode/success": float(trajectory.success),
+        "episode/errors": float(sum(turn.error is not None for turn in turns)),
+        "episode/tokens": float(sum(len(turn.action.ids) for turn in turns)),
+        "episode/images": float(len(trajectory.images)),
+        f"stop/{trajectory.stop}": 1.0,
+        **{f"reward/{name}": value for name, value in trajectory.reward_parts.items()},
     }
-    for name in sorted({name for t in trajectories for name in t.reward_parts}):
-        values = [t.reward_parts[name] for t in trajectories if name in t.reward_parts]
-        metrics[f"reward/{name}"] = float(np.mean(values))
-    stops = Counter(t.stop for t in trajectories)
-    return metrics | {f"stop/{stop}": count / len(trajectories) for stop, count in sorted(stops.items())}
+
+
+def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over episodes: of a reward part over those that are paid in it, of a stop over all."""
+    names = sorted({name for figures in episodes for name in figures})
+    values = {name: [figures[name] for figures in episodes if name in figures] for name in names}
+    means = {
+        name: sum(found) / (len(episodes) if name.startswith("stop/") else len(found))
+        for name, found in values.items()
+    }
+    return means | {"episode/longest": max(values["episode/tokens"])}

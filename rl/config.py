@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("sdpa", "flex_attention")
+PARALLEL: Final = ("ddp", "fsdp2")
 LOSSES: Final = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
 CONFIG: Final = "config.json"
 """What a run writes its settings to."""
@@ -116,6 +117,7 @@ class TrainConfig:
         train_vision: Whether the vision tower and the projector learn; None: only a tiny model's.
         gradient_checkpointing: Make activations again in the backward pass: less memory, more time.
         attention: `sdpa`, or `flex_attention` for a GPU.
+        parallel: Under `torchrun`: `ddp`, every process holds the whole model; `fsdp2`, each a part of it.
 
         eval_every: GRPO steps between evaluations on the probe's episodes; 0: only before and after.
         eval_episodes: Episodes of the evaluation before and after GRPO, greedy and sampled.
@@ -193,6 +195,7 @@ class TrainConfig:
     train_vision: bool | None = None
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
+    parallel: str = "ddp"
 
     eval_every: int = 50
     eval_episodes: int = 560
@@ -208,7 +211,7 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
-        for name, allowed in (("dtype", DTYPES), ("attention", ATTENTIONS), ("loss", LOSSES)):
+        for name, allowed in (("dtype", DTYPES), ("attention", ATTENTIONS), ("parallel", PARALLEL), ("loss", LOSSES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is not one of {list(allowed)}")
         unknown = set(self.keep_stops) - set(KEEP_STOPS)

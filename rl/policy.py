@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
+from agents.qwen_vl import QwenVL, load_qwen_vl
 from agents.tiny_model import tiny_qwen_vl
 from rl.batch import Batch
-from rl.checkpoint import Progress, optimizer_tensors, read_checkpoint, reading, restore_optimizer, write_checkpoint
+from rl.checkpoint import Progress, read_checkpoint, reading, write_checkpoint
 from rl.config import TrainConfig
+from rl.distributed import ALONE, Replicas, World
 from rl.log_probs import token_log_probs
 from rl.lora import adapter_off, add_lora, has_lora, load_adapter, save_adapter, save_merged
 
@@ -32,23 +33,25 @@ TINY: Final = ("scratch", "tiny")
 
 
 class Policy:
-    """A model that learns in one phase.
+    """A model that learns in one phase, on one process or on several.
 
     Args:
-        qwen: The model.
+        qwen: The model, equal on all ranks.
         config: Of the run.
         phase: `sft` or `grpo`.
+        world: The ranks that train it together.
     """
 
-    def __init__(self, qwen: QwenVL, config: TrainConfig, phase: str) -> None:
-        self.qwen, self.config, self.phase = qwen, config, phase
+    def __init__(self, qwen: QwenVL, config: TrainConfig, phase: str, world: World = ALONE) -> None:
+        self.qwen, self.config, self.phase, self.world = qwen, config, phase, world
         self._choose_trained()
         if config.gradient_checkpointing:
             qwen.model.gradient_checkpointing_enable()
         rate, decay = config.learning_rate, config.weight_decay
         if phase == "sft":
             rate, decay = config.sft_learning_rate, config.sft_weight_decay
-        self.trained = [parameter for parameter in qwen.model.parameters() if parameter.requires_grad]
+        self._replicas = Replicas(qwen, world, config.parallel)
+        self.trained = self._replicas.trained()
         self.optimizer = torch.optim.AdamW(self.trained, rate, betas=(0.9, 0.95), weight_decay=decay)
         self._reference: QwenVL | None = None
 
@@ -62,13 +65,13 @@ class Policy:
             add_lora(self.qwen, config.lora_rank, config.lora_alpha, seed=config.seed)
 
     @classmethod
-    def start(cls, config: TrainConfig, phase: str) -> Self:
+    def start(cls, config: TrainConfig, phase: str, world: World = ALONE) -> Self:
         """A policy that has learned nothing yet."""
-        return cls(_first_model(config), config, phase)
+        return cls(_first_model(config), config, phase, world)
 
     @classmethod
-    def resume(cls, config: TrainConfig, path: Path) -> Self:
-        """The policy of a checkpoint, as it was.
+    def resume(cls, config: TrainConfig, path: Path, world: World = ALONE) -> Self:
+        """The policy of a checkpoint, as it was, on however many ranks.
 
         Raises:
             CheckpointError: If the checkpoint cannot be gone on from.
@@ -78,15 +81,15 @@ class Policy:
             qwen = _under_adapter(config, progress.phase) if config.lora_rank else _load(str(path), config)
             if config.lora_rank:
                 load_adapter(qwen, str(path))
-        policy = cls(qwen, config, progress.phase)
-        restore_optimizer(policy.optimizer, tensors, path)
+        policy = cls(qwen, config, progress.phase, world)
+        policy._replicas.restore_optimizer(policy.optimizer, tensors, path)
         return policy
 
     def next_phase(self, phase: str) -> Self:
         """A policy of another phase that goes on from what was learned; adapters are merged, and new ones put on."""
-        self.save_whole(Path(self.config.output) / COLD_START)
-        qwen = _under_adapter(self.config, phase) if self.config.lora_rank else self.qwen
-        return type(self)(qwen, self.config, phase)
+        path = Path(self.config.output) / COLD_START
+        self.save_whole(path)
+        return type(self)(_load(str(path), self.config), self.config, phase, self.world)
 
     # ---------------------------------------------------------------- learning
 
@@ -96,7 +99,10 @@ class Policy:
             group["lr"] = rate
 
     def log_probs(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probs (N,) and entropies (N,) of the trained tokens; see `token_log_probs`."""
+        """Log-probs (N,) and entropies (N,) of the trained tokens; see `token_log_probs`.
+
+        With a gradient to be called in a pass of `backward`, without one inside `whole`.
+        """
         again = self.config.gradient_checkpointing and torch.is_grad_enabled()
         self.qwen.model.train(again)  # in training mode alone are activations made again; there is no dropout
         try:
@@ -104,13 +110,18 @@ class Policy:
         finally:
             self.qwen.model.eval()
 
-    def clear(self) -> None:
-        """Forgets the gradients."""
+    def backward(self, passes: Sequence[Callable[[], Tensor]]) -> float:
+        """Fresh gradients: those of the losses that the passes of all ranks make.
+
+        Returns:
+            The sum of these losses.
+        """
         self.optimizer.zero_grad(set_to_none=True)
+        return self.world.total({"loss": self._replicas.backward(passes)})["loss"]
 
     def clip(self) -> float:
         """Clips the gradients to the run's `max_grad_norm`; returns their norm before that."""
-        return float(torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm))
+        return self._replicas.clip(self.config.max_grad_norm)
 
     def advance(self) -> None:
         """One step of the optimiser along the gradients; they are forgotten."""
@@ -118,9 +129,13 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
         self.qwen.weights_changed()
 
+    def whole(self) -> AbstractContextManager[QwenVL]:
+        """Inside, this rank may sample from the model, and call it without gradients, at its own pace."""
+        return self._replicas.whole()
+
     @contextmanager
     def reference(self) -> Iterator[QwenVL]:
-        """The model that GRPO began with; no gradients are needed of it."""
+        """The model that GRPO began with, to be called inside `whole`; no gradients are needed of it."""
         if self.config.lora_rank:
             with adapter_off(self.qwen):
                 yield self.qwen
@@ -128,26 +143,35 @@ class Policy:
         if self._reference is None:
             self._reference = _load(str(Path(self.config.output) / COLD_START), self.config)
             self._reference.model.requires_grad_(False)
-            if not any(parameter.requires_grad for parameter in self.qwen.model.model.visual.parameters()):
+            if self.world.size == 1 and not any(p.requires_grad for p in self.qwen.model.model.visual.parameters()):
                 self._reference.see_with(self.qwen)
         yield self._reference
 
     # ---------------------------------------------------------------- saving
 
-    def checkpoint(self, folder: Path, progress: Progress) -> Path:
-        """Saves all that it takes to go on: of a model with an adapter the adapter alone."""
-        save = save_adapter if self.config.lora_rank else save_qwen_vl
-        tensors = optimizer_tensors(self.optimizer)
-        return write_checkpoint(folder, progress, tensors, lambda path: save(self.qwen, str(path)))
+    def checkpoint(self, folder: Path, progress: Progress) -> None:
+        """Saves all that it takes to go on: of a model with an adapter the adapter alone. All ranks take part."""
+        state, tensors = self._state(), self._replicas.optimizer_tensors(self.optimizer)
+        save = save_adapter if self.config.lora_rank else save_merged
+        if self.world.is_main:
+            write_checkpoint(folder, progress, tensors, lambda path: save(self.qwen, str(path), state))
+        self.world.barrier()
 
     def save_whole(self, path: Path) -> None:
-        """Writes a model directory that transformers and vLLM load, complete or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (save_merged if self.config.lora_rank else save_qwen_vl)(self.qwen, str(partial))
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        """Writes a model directory that transformers and vLLM load, complete or not at all. All ranks take part."""
+        state = self._state()
+        if self.world.is_main:
+            partial = path.with_name(f".{path.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_merged(self.qwen, str(partial), state)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
+        self.world.barrier()
+
+    def _state(self) -> dict[str, Tensor] | None:
+        """The weights of a model that is spread over ranks, on rank 0; None where every rank holds all of them."""
+        return self._replicas.weights() if self.world.size > 1 else None
 
 
 def _load(path: str, config: TrainConfig) -> QwenVL:

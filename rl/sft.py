@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Final
 
 import numpy as np
+from torch import Tensor
 
 from agents.chat import Chat
 from agents.oracle import OracleAgent
@@ -127,14 +128,17 @@ class ColdStart:
 
 
 def sft_step(policy: Policy, rows: Sequence[Sequence[Sample]], rows_per_forward: int = 0) -> dict[str, float]:
-    """One update on packed rows, at most `rows_per_forward` of them at a time (0: all); returns what to log."""
+    """One update on packed rows, at most `rows_per_forward` of them at a time (0: all); returns what to log.
+
+    Every rank is given all rows, and trains on its share.
+    """
     tokens = sum(sum(sample.mask) for row in rows for sample in row)
-    policy.clear()
-    total = 0.0
-    for some in parts(rows, rows_per_forward or len(rows)):
-        loss = sft_loss(policy.log_probs(pack(some, policy.qwen))[0], tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
+    own = policy.world.share(rows)
+
+    def loss(some: Sequence[Sequence[Sample]]) -> Tensor:
+        return sft_loss(policy.log_probs(pack(some, policy.qwen))[0], tokens)
+
+    total = policy.backward([partial(loss, some) for some in parts(own, rows_per_forward or max(len(own), 1))])
     norm = policy.clip()
     policy.advance()
     return {"loss/sft": total, "gradient/norm": norm, "mask/tokens_trained": float(tokens)}

@@ -1,5 +1,6 @@
 """The command: `python -m rl.train [recipe.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
 
+On several processes: `torchrun --nproc_per_node 2 -m rl.train …`, with the same settings and the same result.
 Reads a configuration, shows progress, prints the result. Everything else is in trainer.py. A resumed run keeps the
 settings it was started with, unless they are given anew.
 """
@@ -64,22 +65,24 @@ def _change(before: Mapping[str, float], after: Mapping[str, float], key: str) -
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on a wrong command line."""
     arguments = list(sys.argv[1:] if words is None else words)
+    main_rank = os.environ.get("RANK", "0") == "0"  # under `torchrun` one process speaks for all
     if "--help" in arguments or "-h" in arguments:
         print(__doc__, TrainConfig.__doc__, sep="\n")
         return 0
     resume = "--resume" in arguments
-    console = Console()
+    console = Console(quiet=not main_rank)
     try:
         words = [word for word in arguments if word != "--resume"]
         config = read_config(words, resumed_settings(words) if resume else None)
         from transformers.utils.logging import disable_progress_bar
 
-        from rl.trainer import GRPOTrainer  # torch: only once the command line is right
+        from rl.distributed import World  # torch: only once the command line is right
+        from rl.trainer import GRPOTrainer
 
         disable_progress_bar()  # a bar per checkpoint would tear ours apart
 
-        with ProgressBars(console) as bars:
-            result = GRPOTrainer(config, resume=resume, on_step=bars).train()
+        with World.join(config.device) as world, ProgressBars(console) as bars:
+            result = GRPOTrainer(config, resume=resume, on_step=bars, world=world).train()
     except (ValueError, OSError, gym.error.Error, TrainingStopped) as error:
         print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -88,6 +91,8 @@ def main(words: Sequence[str] | None = None) -> int:
             console.print(f"{name}: {_change(result.before, result.after, name)}")
     console.print(f"sampled iou {_change(result.before_sampled, result.after_sampled, 'reward/iou')}")
     console.print(f"[bold]{config.output}[/]: curve.png, episodes.html, model/ (play it as vlm:{config.output}/model)")
+    if not main_rank:
+        return 0
     print(
         f"held-out iou {_change(result.before, result.after, 'reward/iou')}, "
         f"reward {_change(result.before, result.after, 'reward/total')}"

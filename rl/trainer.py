@@ -31,6 +31,7 @@ from rl.batch import parts
 from rl.checkpoint import Progress, checkpoints, read_checkpoint
 from rl.collect import Group, collect, varying
 from rl.config import CONFIG, TrainConfig
+from rl.distributed import ALONE, World
 from rl.policy import COLD_START, SCRATCH, Policy
 from rl.sft import STAGE_IOU, ColdStart, sft_step
 from rl.tracker import Tracker
@@ -63,6 +64,7 @@ class GRPOTrainer:
         config: Of the run.
         resume: Go on from the last complete checkpoint in `config.output`.
         on_step: Told of every update, such as by a progress bar.
+        world: The ranks that train together, each with a trainer of its own.
 
     Raises:
         FileExistsError: If the output folder holds a run and `resume` is False.
@@ -71,9 +73,11 @@ class GRPOTrainer:
         ValueError: If the choices of the loss do not go together.
     """
 
-    def __init__(self, config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None, world: World = ALONE
+    ) -> None:
         config.objective()  # refused here, not after hours of cold start
-        self.config = config
+        self.config, self.world = config, world
         self.folder = Path(config.output)
         self._on_step = on_step or (lambda *_: None)
         saved = checkpoints(self.folder)
@@ -83,13 +87,16 @@ class GRPOTrainer:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint")
         cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
         self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
-        self._follow(Policy.resume(config, saved[-1]) if resume else Policy.start(config, self.progress.phase))
+        started = Policy.resume(config, saved[-1], world) if resume else None
+        self._follow(started or Policy.start(config, self.progress.phase, world))
+        world.barrier()  # nothing is written before all have looked at what is there
 
     def train(self) -> Result:
         """Runs to the end and writes `model/`, `curve.png`, `episodes.html`, `before.json` and `after.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1))
-        self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
+        if self.world.is_main:
+            (self.folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1))
+            self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
         if self.progress.phase == "sft":
             self._cold_start()
         if not (self.folder / COLD_START).is_dir():
@@ -99,8 +106,12 @@ class GRPOTrainer:
         self._grpo()
         self._evaluate_both("after")
         self.policy.save_whole(self.folder / MODEL)
-        self.tracker.close()
         return self._finish()
+
+    def _log(self, phase: str, step: int, most: int, metrics: Mapping[str, float]) -> None:
+        if self.world.is_main:
+            self.tracker.log(phase, step, metrics)
+            self._on_step(phase, step, most, metrics)
 
     def _follow(self, policy: Policy) -> None:
         """Samples from this policy from now on."""
@@ -124,8 +135,7 @@ class GRPOTrainer:
             if self.progress.step % config.sft_probe_every == 0:
                 done, probed = self._probe(cold_start)
                 metrics |= probed
-            self.tracker.log("sft", self.progress.step, metrics)
-            self._on_step("sft", self.progress.step, config.sft_steps, metrics)
+            self._log("sft", self.progress.step, config.sft_steps, metrics)
             if self.progress.step % config.save_every == 0:
                 self.policy.checkpoint(self.folder, self.progress)
             if done:
@@ -168,8 +178,7 @@ class GRPOTrainer:
                 metrics = self._grpo_step(envs, updater) | {"learning_rate": config.learning_rate * share}
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     metrics |= self.evaluate(config.sft_probe_episodes, 0.0).metrics("held_out/")
-                self.tracker.log("grpo", step, metrics)
-                self._on_step("grpo", step, config.steps, metrics)
+                self._log("grpo", step, config.steps, metrics)
                 if step % config.save_every == 0 or step == config.steps:
                     self.policy.checkpoint(self.folder, self.progress)
 
@@ -183,21 +192,22 @@ class GRPOTrainer:
                 (first,) = make_envs(config.env, 1, **arguments)
                 ahead = PrefetchedTasks(first.unwrapped.source, config.workers, 2 * config.prompts_per_step)
                 arguments["source"] = open_sources.enter_context(ahead)
-            yield make_envs(config.env, config.prompts_per_step * config.group_size, **arguments)
+            prompts = len(self.world.share(range(config.prompts_per_step)))
+            yield make_envs(config.env, max(1, prompts * config.group_size), **arguments)
 
     def _grpo_step(self, envs: list[Any], updater: Updater) -> dict[str, float]:
         """Rollouts, advantages, updates."""
         began = time.process_time()
         groups = self._rollouts(envs)
-        collected = collect(groups, self.policy.qwen.chat, self.config)
+        collected = collect(groups, self.policy.qwen.chat, self.config, self.world)
         played = time.process_time()
         metrics = collected.metrics | {"time/rollout": played - began}
-        if collected.groups:
+        if metrics["mask/tokens_trained"]:
             metrics |= updater.step(collected.groups, self.progress.step)
         return metrics | {"time/update": time.process_time() - played}
 
     def _rollouts(self, envs: list[Any]) -> list[Group]:
-        """The groups of one step: a round, and more rounds while too few groups vary."""
+        """This rank's groups of one step: a round, and more rounds while too few groups vary."""
         config = self.config
         self._begin_sampling("grpo", self.progress.step)
         groups: list[Group] = []
@@ -211,13 +221,15 @@ class GRPOTrainer:
 
         for _ in range(1 + config.refill):
             first = (config.seed + 1) * TASKS_PER_SEED + tasks
-            starts = [first + task for task in range(config.prompts_per_step) for _ in range(config.group_size)]
-            trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
+            own = self.world.share(range(first, first + config.prompts_per_step))
+            starts = [task for task in own for _ in range(config.group_size)]
+            with self.policy.whole():
+                trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
             groups += parts(trajectories, config.group_size)
             tasks += config.prompts_per_step
-            if varying(groups, config).sum() >= config.prompts_per_step:
+            if varying(groups, config, self.world).sum() >= config.prompts_per_step:
                 break
-        if due:
+        if due and self.world.is_main:
             self.tracker.show("grpo", step, shown)
         self.progress = replace(self.progress, step=step, tasks=tasks)
         return groups
@@ -240,13 +252,16 @@ class GRPOTrainer:
         chosen = self.config.env_arguments(evaluation=True) if arguments is None else dict(arguments)
         chosen["blind_episodes"] = None if split == "test" and temperature == 0 else 0
         agent = self._agent(temperature)
-        return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=128, **chosen)
+        with self.policy.whole():  # every rank plays all of them, and finds the same
+            return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=128, **chosen)
 
     def _evaluate_both(self, when: str) -> None:
         """Greedy and sampled held-out metrics to `<when>.json`, greedy episodes to `<when>.jsonl`."""
         episodes = self.config.eval_episodes
         greedy = self.evaluate(episodes, 0.0, split="test")
         sampled = self.evaluate(episodes, self.config.temperature, split="test")
+        if not self.world.is_main:
+            return
         write_records(self.folder / f"{when}.jsonl", greedy.records)
         both = {"greedy": greedy.metrics(), "sampled": sampled.metrics()}
         (self.folder / f"{when}.json").write_text(json.dumps(both, indent=1))
@@ -255,8 +270,10 @@ class GRPOTrainer:
         from rl.report import draw_curve, write_episodes
 
         both = {when: json.loads((self.folder / f"{when}.json").read_text()) for when in ("before", "after")}
-        draw_curve(self.folder)
-        write_episodes(self.folder)
+        if self.world.is_main:
+            self.tracker.close()
+            draw_curve(self.folder)
+            write_episodes(self.folder)
         before, after = both["before"], both["after"]
         return Result(before["greedy"], after["greedy"], before["sampled"], after["sampled"])
 
@@ -279,7 +296,10 @@ class GRPOTrainer:
     def _begin_sampling(self, phase: str, step: int) -> None:
         """What is sampled from here on depends on the weights and this moment of the run alone."""
         self.sampler.sync()
-        number = np.random.SeedSequence([self.config.seed, *phase.encode(), step]).generate_state(1, np.uint64)[0]
+        words = [self.config.seed, *phase.encode(), step]
+        if phase == "grpo" and not self.world.is_main:  # each rank draws for itself; evaluations are alike on all
+            words.append(self.world.rank)
+        number = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
         self.sampler.generator.manual_seed(int(number) >> 1)
 
 

@@ -6,8 +6,10 @@ come from totals over the whole update, so that how it is divided into passes ch
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from rl.batch import Batch, pack, parts
 from rl.collect import SampleGroup, totals
 from rl.config import TrainConfig
+from rl.distributed import World
 from rl.guards import batch_kinds, check_counts, check_drift, check_finite, check_sight
 from rl.log_probs import token_log_probs
 from rl.loss import Totals, policy_loss, token_weights
@@ -64,27 +67,28 @@ class Updater:
         Raises:
             TrainingStopped: If a guard finds that to go on would be a waste.
         """
-        count = min(self.config.updates_per_step, len(groups))
+        world = self.policy.world
+        count = min(self.config.updates_per_step, int(world.total({"groups": len(groups)})["groups"]))
         updates = [groups[begin::count] for begin in range(count)]
-        passes = [self._passes(update, first=update is updates[0]) for update in updates]
-        self._look(passes[0][0].batch)
+        with self.policy.whole(), torch.no_grad():
+            passes = [self._passes(update, first=begin == 0) for begin, update in enumerate(updates)]
+            self._look([given.batch for some in passes for given in some])
         logged = [self._update(*each, number, first=each[1] is passes[0]) for each in zip(updates, passes, strict=True)]
         names = dict.fromkeys(name for update in logged for name in update)
         means = {name: [update[name] for update in logged if name in update] for name in names}
         return {name: sum(values) / len(values) for name, values in means.items()}
 
-    def _look(self, batch: Batch) -> None:
+    def _look(self, batches: Sequence[Batch]) -> None:
         """The first batch of a run, or of one that goes on, is looked at with and without its images."""
-        if not self._has_seen:
-            check_sight(lambda given: self.policy.log_probs(given, self.config.temperature)[0], batch)
-        self._has_seen = True
+        if batches and not self._has_seen:
+            check_sight(lambda given: self.policy.log_probs(given, self.config.temperature)[0], batches[0])
+            self._has_seen = True
 
     def _passes(self, groups: Sequence[SampleGroup], first: bool) -> list[Pass]:
         """The passes of an update, with log-probs at the weights of the rollout."""
-        rows = parts([group.samples for group in groups], self.config.rows_per_forward or len(groups))
+        rows = parts([group.samples for group in groups], self.config.rows_per_forward or max(len(groups), 1))
         return [self._pass(pack(some, self.policy.qwen).to(self.policy.qwen.device), first) for some in rows]
 
-    @torch.no_grad()
     def _pass(self, batch: Batch, first: bool) -> Pass:
         check_counts(batch, self.policy.qwen)
         temperature = self.config.temperature
@@ -100,26 +104,28 @@ class Updater:
         self, groups: Sequence[SampleGroup], passes: Sequence[Pass], number: int, first: bool
     ) -> dict[str, float]:
         """One step of the optimiser."""
-        divided, trained = totals(groups, self.config.divide_by_masked), totals(groups, count_masked=False)
-        self.policy.clear()
-        found = [self._backward(each, divided, trained) for each in passes]
-        summed = {name: sum(metrics[name] for metrics, _ in found) for name in found[0][0]}
-        summed["gradient/norm"] = self.policy.clip()
-        batches = [each.batch for each in passes]
-        check_finite(summed, batches, Path(self.config.output), number)
-        if first:  # the weights are still those that the sampler had
-            sampled, recomputed = torch.cat([batch.sampled for batch in batches]), torch.cat([new for _, new in found])
+        world = self.policy.world
+        divided = everyones(totals(groups, self.config.divide_by_masked), world)
+        trained = everyones(totals(groups, count_masked=False), world)
+        sums: Counter[str] = Counter()
+        found: list[Tensor] = []
+        self.policy.backward([partial(self._loss, given, divided, sums, found) for given in passes])
+        metrics = world.total(sums)
+        metrics = {"loss/policy": metrics.pop("policy", 0.0)} | {
+            f"loss/{name}": value / max(trained.tokens, 1) for name, value in metrics.items()
+        }
+        metrics["gradient/norm"] = self.policy.clip()
+        batches = [given.batch for given in passes]
+        check_finite(metrics, batches, Path(self.config.output), number)
+        if first and batches:  # the weights are still those that the sampler had
             kinds = torch.cat([batch_kinds(batch, self.policy.qwen.codec) for batch in batches])
-            summed |= check_drift(sampled, recomputed, kinds, self.config.max_drift)
+            sampled = torch.cat([batch.sampled for batch in batches])
+            metrics |= check_drift(sampled, torch.cat(found), kinds, self.config.max_drift)
         self.policy.advance()
-        return summed
+        return metrics
 
-    def _backward(self, given: Pass, divided: Totals, trained: Totals) -> tuple[dict[str, float], Tensor]:
-        """Adds the gradient of one pass.
-
-        Returns:
-            Its share of what to log, means over the trained tokens; and its log-probs (N,).
-        """
+    def _loss(self, given: Pass, divided: Totals, sums: Counter[str], found: list[Tensor]) -> Tensor:
+        """The loss of one pass; adds to the sums that are logged, and to the log-probs that were found."""
         batch = given.batch
         logprobs, entropies = self.policy.log_probs(batch, self.config.temperature)
         loss = policy_loss(
@@ -133,8 +139,13 @@ class Updater:
             reference=given.reference,
             sampled=batch.sampled,
         )
-        loss.loss.backward()  # type: ignore[no-untyped-call]
-        sums = {"kl": loss.kl, "clip_low": loss.clipped_low, "clip_high": loss.clipped_high, "drift": loss.drift}
-        sums["entropy"] = entropies.sum()
-        means = {f"loss/{name}": float(value) / trained.tokens for name, value in sums.items()}
-        return {"loss/policy": loss.policy.item(), **means}, logprobs.detach()
+        logged = {"policy": loss.policy, "kl": loss.kl, "clip_low": loss.clipped_low, "clip_high": loss.clipped_high}
+        logged |= {"drift": loss.drift, "entropy": entropies.sum()}
+        sums.update({name: float(value) for name, value in logged.items()})
+        found.append(logprobs.detach())
+        return loss.loss
+
+
+def everyones(own: Totals, world: World) -> Totals:
+    """The totals of all ranks."""
+    return Totals(**{name: int(value) for name, value in world.total(asdict(own)).items()})

@@ -13,8 +13,9 @@ import torch
 from agents.attention import FLEX
 from agents.qwen_vl import QwenVL, load_qwen_vl
 from rl.batch import Sample, pack
-from rl.checkpoint import CheckpointError, Progress
+from rl.checkpoint import Progress, checkpoints
 from rl.config import TrainConfig
+from rl.errors import CheckpointError
 from rl.log_probs import token_log_probs
 from rl.policy import COLD_START, Policy
 from rl.sft import sft_step
@@ -163,7 +164,8 @@ def test_a_policy_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, settin
     if phase == "grpo":
         policy = policy.next_phase("grpo")
         sft_step(policy, rows())
-    path = policy.checkpoint(tmp_path, Progress(phase, 1))
+    policy.checkpoint(tmp_path, Progress(phase, 1))
+    (path,) = checkpoints(tmp_path)
     again = Policy.resume(policy.config, path)
     for each in (policy, again):
         sft_step(each, rows())
@@ -174,14 +176,16 @@ def test_a_policy_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, settin
 
 def test_a_checkpoint_of_adapters_holds_them_alone(tmp_path: Path) -> None:
     policy = Policy.start(config_of(tmp_path, **ADAPTED), "grpo")
-    path = policy.checkpoint(tmp_path, Progress("grpo", 1))
+    policy.checkpoint(tmp_path, Progress("grpo", 1))
+    (path,) = checkpoints(tmp_path)
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {file.name for file in path.iterdir()}
     assert not (path / "model.safetensors").exists()
 
 
 def test_a_checkpoint_of_another_rank_is_refused(tmp_path: Path) -> None:
     policy = Policy.start(config_of(tmp_path, **ADAPTED), "grpo")
-    path = policy.checkpoint(tmp_path, Progress("grpo", 1))
+    policy.checkpoint(tmp_path, Progress("grpo", 1))
+    (path,) = checkpoints(tmp_path)
     for settings in ({}, {"lora_rank": 0}):
         with pytest.raises(CheckpointError):
             Policy.resume(config_of(tmp_path, **settings), path)
@@ -192,11 +196,11 @@ def test_saving_whole_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch: pyt
     policy.save_whole(tmp_path / "model")
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
 
-    def broken(qwen: Any, path: str) -> None:
+    def broken(qwen: Any, path: str, state: Any) -> None:
         Path(path, "config.json").write_text("{")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("rl.policy.save_qwen_vl", broken)
+    monkeypatch.setattr("rl.policy.save_merged", broken)
     with pytest.raises(OSError, match="full"):
         policy.save_whole(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
