@@ -33,10 +33,12 @@ class SampleGroup:
     Attributes:
         samples: The attempts that are trained on.
         masked: Tokens of the policy in each attempt that is masked.
+        number: Its place among the groups of a step, those of all ranks.
     """
 
     samples: tuple[Sample, ...]
     masked: tuple[int, ...] = ()
+    number: int = 0
 
     def tokens(self) -> int:
         """How many are trained on."""
@@ -79,8 +81,9 @@ def collect(groups: Sequence[Group], chat: Chat, config: TrainConfig, world: Wor
     if config.difficulty_part is not None:
         advantages = advantages * difficulty_weights(_scores(everyones, config.difficulty_part))
     varied = _varying(*tables)
-    chosen = [i for i in np.flatnonzero(varied)[: config.prompts_per_step] if first <= i < first + len(groups)]
-    made = [_group(groups[i - first], advantages[i], kept[i], chat, config) for i in chosen]
+    chosen = enumerate(np.flatnonzero(varied)[: config.prompts_per_step])
+    own = [(number, i) for number, i in chosen if first <= i < first + len(groups)]
+    made = [_group(number, groups[i - first], advantages[i], kept[i], chat, config) for number, i in own]
     found = [group for group in made if group.tokens()]
     tokens = {"trained": sum(group.tokens() for group in found), "masked": sum(sum(g.masked) for g in found)}
     metrics = _means([attempt.figures for group in everyones for attempt in group])
@@ -135,11 +138,11 @@ def _varying(rewards: Floats, kept: Flags, counted: Flags) -> Flags:
 
 
 def _group(
-    group: Group, advantages: Floats, kept: Flags, chat: Chat, config: TrainConfig
+    number: int, group: Group, advantages: Floats, kept: Flags, chat: Chat, config: TrainConfig
 ) -> SampleGroup:
     samples = [_sample(chat, attempt, float(value), config) for attempt, value in zip(group, advantages, strict=True)]
     masked = [sum(sample.mask) for sample in compress(samples, ~kept)]
-    return SampleGroup(tuple(compress(samples, kept)), tuple(masked))
+    return SampleGroup(tuple(compress(samples, kept)), tuple(masked), number)
 
 
 def _sample(chat: Chat, trajectory: Trajectory, advantage: float, config: TrainConfig) -> Sample:

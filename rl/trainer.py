@@ -99,7 +99,7 @@ class GRPOTrainer:
             self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
         if self.progress.phase == "sft":
             self._cold_start()
-        if not (self.folder / COLD_START).is_dir():
+        if not self.world.gather((self.folder / COLD_START).is_dir())[0]:
             self.policy.save_whole(self.folder / COLD_START)
         if self.progress.step == 0:
             self._evaluate_both("before")

@@ -69,7 +69,7 @@ class Updater:
         """
         world = self.policy.world
         count = min(self.config.updates_per_step, int(world.total({"groups": len(groups)})["groups"]))
-        updates = [groups[begin::count] for begin in range(count)]
+        updates = [[group for group in groups if group.number % count == begin] for begin in range(count)]
         with self.policy.whole(), torch.no_grad():
             passes = [self._passes(update, first=begin == 0) for begin, update in enumerate(updates)]
             self._look([given.batch for some in passes for given in some])
@@ -107,6 +107,8 @@ class Updater:
         world = self.policy.world
         divided = everyones(totals(groups, self.config.divide_by_masked), world)
         trained = everyones(totals(groups, count_masked=False), world)
+        if not trained.tokens:
+            return {}
         sums: Counter[str] = Counter()
         found: list[Tensor] = []
         self.policy.backward([partial(self._loss, given, divided, sums, found) for given in passes])

@@ -607,6 +607,7 @@ ELSEWHERE: Mapping[str, str] = {
     "attention": "test_policy.py: test_the_attention_is_the_one_asked_for",
     "gradient_checkpointing": "test_policy.py: test_gradient_checkpointing_makes_layers_run_again_and_changes_nothing",
     "max_drift": "test_update.py: test_a_sampler_that_drifts_from_the_trainer_stops_the_run",
+    "parallel": "test_shared_updates.py: test_the_command_runs_on_two_ranks_and_resumes_on_one",
     "lora_alpha": "test_policy.py: test_lora_alpha_is_how_much_adapters_add",
     "correction_cap": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
     "difficulty_part": "test_collect.py: test_advantages_of_hard_groups_weigh_more_by_the_reward_part_that_is_named",

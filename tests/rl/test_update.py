@@ -42,7 +42,7 @@ def made(groups: int = 4, size: int = 3) -> list[SampleGroup]:
     found = []
     for number in range(groups):
         prompt = [30, IMAGE, 40 + number, 50]
-        found.append(SampleGroup(tuple(attempt(rng, prompt, [picture(number)]) for _ in range(size)), (7,)))
+        found.append(SampleGroup(tuple(attempt(rng, prompt, [picture(number)]) for _ in range(size)), (7,), number))
     return found
 
 
@@ -152,7 +152,7 @@ def test_a_token_that_is_masked_leaves_no_trace_in_the_update(make_qwen: Callabl
         groups = made()
         (first, *others) = groups[0].samples
         last = replace(first, ids=(*first.ids, token), mask=(*first.mask, False), logprobs=(*first.logprobs, -9.0))
-        return [SampleGroup((last, *others)), *groups[1:]]
+        return [replace(groups[0], samples=(last, *others)), *groups[1:]]
 
     one, _ = moved(make_qwen(), with_last_token(300))
     other, _ = moved(make_qwen(), with_last_token(301))
