@@ -118,7 +118,8 @@ class Updater:
         }
         metrics["gradient/norm"] = self.policy.clip()
         batches = [given.batch for given in passes]
-        check_finite(metrics, batches, Path(self.config.output), number)
+        folder = Path(self.config.output, *([f"rank-{world.rank}"] if world.size > 1 else []))
+        check_finite(metrics, batches, folder, number)
         if first and batches:  # the weights are still those that the sampler had
             kinds = torch.cat([batch_kinds(batch, self.policy.qwen.codec) for batch in batches])
             sampled = torch.cat([batch.sampled for batch in batches])

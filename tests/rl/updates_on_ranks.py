@@ -47,10 +47,11 @@ def learn(folder: Path, kind: str, world: World = ALONE) -> tuple[dict[str, torc
     """The weights after some steps, on rank 0, and what was logged."""
     settings: dict[str, Any] = {"loss": "grpo", "std": "batch", "beta": 0.2, "recompute_old": True, "max_drift": 1e9}
     settings |= {"updates_per_step": 2, "rows_per_forward": 1, "divide_by_masked": True, "difficulty_part": "iou"}
-    settings |= {"learning_rate": 1e-3, "prompts_per_step": 5, "group_size": 4, "max_grad_norm": 0.3}
+    settings |= {"learning_rate": 1e-3, "prompts_per_step": 5, "group_size": 4, "max_grad_norm": 1e9}
     config = TrainConfig(start="tiny", output=str(folder / f"{kind}-{world.size}"), parallel=kind, **settings)
     policy = Policy.start(config, "grpo", world)
     policy.save_whole(Path(config.output) / COLD_START)
+    policy.optimizer = torch.optim.SGD(policy.trained, 2e-3)  # which feels the length of a gradient, as Adam does not
     updater = Updater(policy, config, longest=24)
     logged = []
     for step in range(STEPS):
