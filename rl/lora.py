@@ -175,6 +175,7 @@ def _inject(qwen: QwenVL, config: LoraConfig) -> None:
         raise ValueError("the model has an adapter already; save it merged to start another on top")
     inject_adapter_in_model(config, qwen.model, ADAPTER)
     cast_adapter_dtype(qwen.model, ADAPTER)
+    qwen.model.train(qwen.model.training)  # what is new is in training mode, whatever the model is in
 
 
 def _is_factor(name: str) -> bool:

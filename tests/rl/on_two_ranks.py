@@ -26,11 +26,11 @@ from agents.vlm import VLMAgent
 from rl.batch import Sample, pack
 from rl.distributed import Replicas, World
 from rl.log_probs import token_log_probs
-from rl.lora import add_lora, save_adapter, save_merged
+from rl.lora import adapter_off, add_lora, save_adapter, save_merged
 
 IMAGE: Final = 12
 STEPS: Final = 4
-MOST: Final = 0.5
+MOST: Final = 0.1
 """Gradients are clipped to this norm, which is below theirs."""
 Group = list[Sample]
 
@@ -49,11 +49,11 @@ def group_of(seed: int, sizes: list[int], images: int) -> Group:
 
 
 def groups_of(step: int) -> list[list[Group]]:
-    """The groups of two ranks: uneven; without images on one, on the other, or on both; on one rank none at all."""
+    """The groups of two ranks: uneven, without images on one of them, and with none at all on one of them."""
     seed = 10 * step
-    first = [group_of(seed, [3, 7], 2), group_of(seed + 1, [1, 2, 9], 1), group_of(seed + 2, [4], 1)]
-    second = [group_of(seed + 3, [5, 2], 0)]
-    return [[first, second], [second, first], [first, []], [second, second[:0]]][step % STEPS]
+    seen = [group_of(seed, [3, 7], 2), group_of(seed + 1, [1, 2, 9], 1), group_of(seed + 2, [4], 1)]
+    unseen = [group_of(seed + 3, [5, 2], 0)]
+    return [[seen, unseen], [unseen, seen], [seen, []], [[], seen[:1]]][step % STEPS]
 
 
 def learner(trains: str) -> QwenVL:
@@ -109,13 +109,19 @@ def gradients(replicas: Replicas) -> dict[str, Tensor]:
 
 
 def played(replicas: Replicas, rank: int) -> Any:
-    """As many episodes as the rank's number plus one, and their log-probs by a packed pass."""
+    """What was said, and its log-probs, in one episode after another: one more than the rank's number."""
     with replicas.whole() as qwen, torch.no_grad():
         qwen.model.eval()  # recomputing in training mode leaves no room for a cache
         agent = VLMAgent(qwen.chat, HFSampler(qwen, 3), SamplingParameters(1.0, 6))
-        trajectories = run_episodes(agent, "MultiImageTiny-v0", list(range(rank + 1)))
+        trajectories = [run_episodes(agent, "MultiImageTiny-v0", [seed])[0] for seed in range(rank + 1)]
         qwen.model.train()
         return [(turn.action.ids, turn.action.logprobs) for each in trajectories for turn in each.turns]
+
+
+def referred(replicas: Replicas) -> Tensor:
+    """Log-probs without the adapter."""
+    with replicas.whole() as qwen, adapter_off(qwen), torch.no_grad():
+        return token_log_probs(qwen, pack(groups_of(0)[0], qwen))[0]
 
 
 def case(kind: str, trains: str, folder: Path, world: World) -> dict[str, Any]:
@@ -123,10 +129,12 @@ def case(kind: str, trains: str, folder: Path, world: World) -> dict[str, Any]:
     replicas = Replicas(learner(trains), world, kind)
     optimizer = optimizer_of(replicas)
     found["fresh"] = replicas.optimizer_tensors(optimizer)
+    found["reference"] = [referred(replicas)]
     found["logged"] = train(replicas, optimizer, range(STEPS // 2))
     found["played"] = played(replicas, world.rank)
     found["saved"] = clones(replicas.weights()), replicas.optimizer_tensors(optimizer)
     found["logged"] += train(replicas, optimizer, range(STEPS // 2, STEPS))
+    found["reference"].append(referred(replicas))
     state = replicas.weights()
     found["weights"] = clones(state)
     found["only_trained"] = sorted(replicas.weights(only_trained=True))

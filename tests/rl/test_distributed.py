@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from agents.qwen_vl import QwenVL
-from rl.checkpoint import CheckpointError
 from rl.distributed import Replicas, World
+from rl.errors import CheckpointError
 
 HERE: Final = Path(__file__).parent
 CASES: Final = ("ddp-all", "fsdp2-all", "ddp-lora", "fsdp2-lora")
@@ -51,7 +51,7 @@ def launched(cases: tuple[str, ...], folder: Path) -> dict[str, Any]:
     script = ranks_script()
     alone = {}
     for trains in dict.fromkeys(case.split("-")[1] for case in cases):
-        alone[trains] = script.case("alone", trains, folder, ALONE)
+        alone[trains] = script.case("ddp", trains, folder, ALONE)
         torch.save(alone[trains], folder / f"alone-{trains}.pt")
     running = start("on_two_ranks.py", str(folder), *cases)
     said, _ = running.communicate(timeout=240)
@@ -141,7 +141,7 @@ def test_what_two_ranks_saved_one_process_goes_on_from(found: dict[str, Any]) ->
     saved = found["ranks"][0]["saved"]
     assert found["ranks"][1]["saved"] == ({}, {})
     assert saved[1].keys() == found["alone"]["saved"][1].keys()
-    resumed = ranks_script().resumed("alone", found["case"].split("-")[1], saved, ALONE)
+    resumed = ranks_script().resumed("ddp", found["case"].split("-")[1], saved, ALONE)
     assert_equal(resumed, found["alone"]["weights"], 1e-4)
 
 
@@ -155,7 +155,7 @@ def test_an_optimiser_that_has_done_nothing_is_saved_as_such(found: dict[str, An
 def test_rank_0_saves_a_model_that_transformers_loads(found: dict[str, Any]) -> None:
     alone, both = (
         Qwen2_5_VLForConditionalGeneration.from_pretrained(found["folder"] / f"merged-{name}").state_dict()
-        for name in (f"alone-{found['case'].split('-')[1]}-1", f"{found['case']}-2")
+        for name in (f"ddp-{found['case'].split('-')[1]}-1", f"{found['case']}-2")
     )
     assert_equal(both, alone, 1e-4)
 
@@ -166,6 +166,15 @@ def test_under_an_adapter_nothing_else_is_trained(found: dict[str, Any]) -> None
     factors = [name for name in before if ".lora_" in name]
     assert first["only_trained"] == sorted(factors)
     assert all(torch.equal(before[name], value) for name, value in first["weights"].items() if name not in factors)
+
+
+@pytest.mark.parametrize("found", ["ddp-lora", "fsdp2-lora"], indirect=True)
+def test_every_rank_has_the_reference_under_the_adapter_before_and_after_training(found: dict[str, Any]) -> None:
+    expected, _ = found["alone"]["reference"]
+    for rank in found["ranks"]:
+        before, after = rank["reference"]
+        assert torch.equal(before, after)
+        torch.testing.assert_close(before, expected, atol=1e-5, rtol=0)
 
 
 # ---------------------------------------------------------------- a rank that stops
