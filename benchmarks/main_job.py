@@ -31,27 +31,23 @@ def control(folder: Path) -> None:
     import torch
 
     from agents.qwen_vl import load_qwen_vl
-    from rl import ColdStart, GRPOTrainer, TrainConfig, sft_step
+    from rl import ColdStart, GRPOTrainer, Policy, TrainConfig, sft_step
 
     torch.set_num_threads(1)
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text())
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     settings |= {"start": str(folder / "cold_start"), "cold_start": False, "output": str(folder / "control")}
     config = TrainConfig(**settings)
-    trainer = GRPOTrainer(config)
-    qwen, budget = trainer.qwen, grpo_seconds(folder)
+    trainer, budget = GRPOTrainer(config), grpo_seconds(folder)
+    policy = Policy(trainer.policy.qwen, config, "sft")
     cold_start = ColdStart(config, load_qwen_vl(config.start).chat)
     last = len(cold_start.pools) - 1
     before = json.loads((folder / "before.json").read_text())["greedy"]
     skills = {name.split("/")[1]: value for name, value in before.items() if name.startswith(("iou/", "answer/"))}
-    optimizer = torch.optim.AdamW(
-        qwen.model.parameters(), config.sft_learning_rate, (0.9, 0.95), weight_decay=config.sft_weight_decay
-    )
     began, update = time.process_time(), 0
     while (spent := time.process_time() - began) < budget:
-        for group in optimizer.param_groups:
-            group["lr"] = config.sft_learning_rate * min(1.0, (update + 1) / 30) * max(0.02, 1 - spent / budget)
-        sft_step(qwen, optimizer, cold_start.rows(last, update, skills), config.max_grad_norm)
+        policy.set_rate(config.sft_learning_rate * min(1.0, (update + 1) / 30) * max(0.02, 1 - spent / budget))
+        sft_step(policy, cold_start.rows(last, update, skills))
         update += 1
     episodes = config.eval_episodes
     greedy, sampled = (trainer.evaluate(episodes, t, split="test") for t in (0.0, config.temperature))

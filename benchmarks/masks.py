@@ -21,6 +21,7 @@ VARIANTS: dict[str, list[str]] = {
     "masked rollouts leave the statistics": ["--count_masked", "false"],
     "masked tokens stay in the denominator": ["--divide_by_masked", "true"],
     "invalid actions masked": ["--mask_invalid_actions", "true"],
+    "constrained to legal turns": ["--constrain_actions", "true"],
 }
 COMMON = ["--env", "MultiImageTinyZoom-v0", "--temperature", "1.2", "--steps", "80", "--eval_every", "0"]
 COMMON += ["--prompts_per_step", "14", "--eval_episodes", "280"]

@@ -114,7 +114,8 @@ class TrainConfig:
         max_grad_norm: Gradients are clipped to this.
 
         lora_rank, lora_alpha: Of adapters on the language model, in SFT and in GRPO; rank 0: full fine-tuning.
-        train_vision: Whether the vision tower and the projector learn; None: only a tiny model's.
+        train_vision: Whether the vision tower and the projector learn; None: only where the model is tiny (10 M
+            parameters).
         gradient_checkpointing: Make activations again in the backward pass: less memory, more time.
         attention: `sdpa`, or `flex_attention` for a GPU.
         parallel: Under `torchrun`: `ddp`, every process holds the whole model; `fsdp2`, each a part of it.

@@ -28,8 +28,8 @@ from rl.lora import adapter_off, add_lora, has_lora, load_adapter, save_adapter,
 COLD_START: Final = "cold_start"
 """The model that GRPO begins with, in the folder of the run."""
 SCRATCH: Final = "scratch"
-TINY: Final = ("scratch", "tiny")
-"""Starts whose vision tower learns unless told otherwise."""
+TINY: Final = 10_000_000
+"""The vision tower of a model of fewer parameters learns unless told otherwise."""
 
 
 class Policy:
@@ -59,7 +59,7 @@ class Policy:
         config, model = self.config, self.qwen.model
         if not config.lora_rank:
             model.requires_grad_(True)
-            vision = config.start in TINY if config.train_vision is None else config.train_vision
+            vision = model.num_parameters() < TINY if config.train_vision is None else config.train_vision
             model.model.visual.requires_grad_(vision)
         elif not has_lora(self.qwen):
             add_lora(self.qwen, config.lora_rank, config.lora_alpha, seed=config.seed)

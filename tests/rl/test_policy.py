@@ -61,9 +61,10 @@ def test_a_tiny_models_vision_learns_unless_told_otherwise(
 
 @pytest.mark.parametrize("train_vision", [None, True])
 def test_the_vision_of_any_other_model_is_frozen_unless_told_otherwise(
-    tmp_path: Path, make_qwen: Callable[..., QwenVL], train_vision: bool | None
+    tmp_path: Path, make_qwen: Callable[..., QwenVL], train_vision: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = Policy(make_qwen(), config_of(tmp_path, start="some/model", train_vision=train_vision), "grpo")
+    monkeypatch.setattr("rl.policy.TINY", 100_000)  # parameters, of which it has more
+    policy = Policy(make_qwen(), config_of(tmp_path, train_vision=train_vision), "grpo")
     assert any("visual" in name for name in names(policy)) == bool(train_vision)
 
 
