@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.attention import FLEX, block_mask, dense_mask, register
+from agents.attention import BRANCHED, FLEX, LONG, Branches, block_mask, dense_mask, find_branches, register
 from agents.chat import Chat
 from agents.positions import Expanded, Ids, expand
 from agents.vision import FeatureCache, Patcher, digest, pixel_bounds, speed_up_vision
@@ -36,7 +36,7 @@ PROCESSORS: Final[Mapping[str, tuple[str, str]]] = {
     "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
 }
 """The families supported, by model type, and the processors each is saved with. All else is in a model's config."""
-ATTENTIONS: Final[Mapping[str, str]] = {"sdpa": "sdpa", "flex_attention": FLEX}
+ATTENTIONS: Final[Mapping[str, str]] = {"sdpa": BRANCHED, "flex_attention": FLEX}
 """Attentions of the language model, and their names in transformers."""
 
 
@@ -82,9 +82,9 @@ class QwenVL:
         self._layer_types = frozenset(getattr(text, "layer_types", None) or ())
         if strange := sorted(self._layer_types - {"full_attention", "linear_attention"}):
             raise ValueError(f"layers of full or linear attention are supported, not {', '.join(strange)}")
-        self._flex = text._attn_implementation == FLEX
+        self._attention = text._attn_implementation
         self._features = FeatureCache(vision_cache_bytes)
-        self._banned = torch.tensor(sorted(self.codec.banned_ids))
+        self._banned = torch.tensor(sorted(self.codec.banned_ids), dtype=torch.int64)
         speed_up_vision(model.model.visual)
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
@@ -169,7 +169,10 @@ class QwenVL:
 
     def packed_mask(self, segments: Tensor) -> Any:
         """What `hidden_states` takes as the mask of packed rows, given their segments (B, T) int64."""
-        return block_mask(segments) if self._flex else dense_mask(segments)
+        if self._attention == FLEX:
+            return block_mask(segments)
+        parted = self._attention == BRANCHED and self.shares_prompts and segments.shape[1] >= LONG
+        return find_branches(segments) if parted else dense_mask(segments)
 
     def hidden_states(
         self, ids: Tensor, positions: Tensor, mask: Any, features: Tensor | None, cache: Any = None
@@ -179,8 +182,8 @@ class QwenVL:
         Args:
             ids: (B, T) int64, expanded.
             positions: (3, B, T) int64.
-            mask: (B, 1, T, past + T) bool, True where a token may look; or a `BlockMask` of the same shape, where the
-                attention is FlexAttention; None for a plain causal step.
+            mask: (B, 1, T, past + T) bool, True where a token may look; or what `packed_mask` gave; None for a plain
+                causal step.
             features: (image tokens, features), in the order of the placeholders, rows first; None without images.
             cache: A transformers cache to read and extend.
 
@@ -195,19 +198,21 @@ class QwenVL:
         count = 0 if features is None else len(features)
         if int(placeholders.sum()) != count:
             raise ValueError(f"{int(placeholders.sum())} image tokens, {count} feature rows")
-        deep: dict[str, Any] = {}
+        more: dict[str, Any] = {}
+        if isinstance(mask, Branches):
+            more["branches"], mask = mask, mask.mask  # a mask of four dimensions is handed on as it is
         if features is not None:
             main, *layers = torch.split(features.to(embeddings.dtype), embeddings.shape[-1], dim=-1)
             embeddings = embeddings.masked_scatter(placeholders[..., None], main)
             if layers:
-                deep = {"visual_pos_masks": placeholders, "deepstack_visual_embeds": layers}
+                more |= {"visual_pos_masks": placeholders, "deepstack_visual_embeds": layers}
         hidden: Tensor = self.model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=self._masks(mask),
             past_key_values=cache,
             use_cache=cache is not None,
-            **deep,
+            **more,
         ).last_hidden_state
         return hidden
 

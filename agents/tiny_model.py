@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+from agents.attention import BRANCHED, register
 from agents.qwen_vl import QwenVL
 from mimgenv.codec import default_codec
 
@@ -92,7 +93,8 @@ def tiny_qwen_vl(seed: int = 0, family: str = FAMILY) -> QwenVL:
 
     tokenizer = tiny_tokenizer()
     config = AutoConfig.for_model(family, **_configuration(tokenizer, family))
-    config._attn_implementation = "sdpa"
+    register()
+    config._attn_implementation = {"text_config": BRANCHED, "vision_config": "sdpa"}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)

@@ -25,6 +25,14 @@ IMAGE = 12
 """The placeholder of the tiny model's tokenizer."""
 SHARING = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 FAMILIES = [*SHARING, "qwen3_5"]
+
+
+@pytest.fixture(autouse=True)
+def short_rows_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branches have a pass of their own, as in the long rows of a real model; test_batch.py has dense masks."""
+    monkeypatch.setattr("agents.qwen_vl.LONG", 2)
+
+
 ADAPTED = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj|down_proj)"
 
 

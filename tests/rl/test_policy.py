@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.attention import FLEX
+from agents.attention import BRANCHED, FLEX
 from agents.qwen_vl import QwenVL, load_qwen_vl
 from rl.batch import Sample, pack
 from rl.checkpoint import Progress, checkpoints
@@ -95,7 +95,7 @@ def test_gradient_checkpointing_makes_layers_run_again_and_changes_nothing(tmp_p
 
 
 def test_the_attention_is_the_one_asked_for(tmp_path: Path) -> None:
-    for attention, name in (("sdpa", "sdpa"), ("flex_attention", FLEX)):
+    for attention, name in (("sdpa", BRANCHED), ("flex_attention", FLEX)):
         policy = Policy.start(config_of(tmp_path, attention=attention), "grpo")
         assert policy.qwen.model.config.text_config._attn_implementation == name
 
