@@ -1,14 +1,14 @@
 """Who may look at whom in a packed row: a prefix and branches after it, which do not see each other.
 
 Rows are told by their segments, (B, T) int64: 0 the prefix, b branch b (1-based), -1 padding. With P tokens of prefix
-and branches of L tokens, attention costs P² / 2 + Σ L (P + L), not (P + Σ L)²: on a CPU and wherever else SDPA runs, the
-prefix attends to itself and then all branches attend in one batch, each to the prefix and to itself; FlexAttention
-skips the blocks that nobody looks at. Knows no model: what is registered here is an attention that any transformers
-model can be loaded with.
+and branches of L tokens, attention costs P² / 2 + Σ L (P + L), not (P + Σ L)²: where SDPA runs, the prefix attends to
+itself and then all branches attend in one batch, each to the prefix and to itself; FlexAttention skips the blocks that
+nobody looks at. Knows no model: what is registered here is an attention that any transformers model can be loaded with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -91,7 +91,7 @@ def block_mask(segments: Tensor) -> BlockMask:
 
 @cache
 def register() -> None:
-    """Makes `BRANCHED` and `FLEX` known to transformers: its own "flex_attention" is refused by the Qwen-VL families."""
+    """Makes `BRANCHED` and `FLEX` known to transformers, whose own "flex_attention" the Qwen-VL families refuse."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -115,6 +115,8 @@ def _attend(
 
     if branches is not None:
         return _attend_branches(query, key, value, branches, scaling), None
+    if query.shape[2] == 1:
+        return _attend_last(query, key, value, attention_mask, scaling), None
     if not isinstance(attention_mask, BlockMask):
         seen: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -123,6 +125,9 @@ def _attend(
     attend = flex_attention if query.device.type == "cpu" else _compiled()
     mixed: Tensor = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+_sdpa: Callable[..., Tensor] = functional.scaled_dot_product_attention
 
 
 def _attend_branches(query: Tensor, key: Tensor, value: Tensor, branches: Branches, scaling: float) -> Tensor:
@@ -138,12 +143,20 @@ def _attend_branches(query: Tensor, key: Tensor, value: Tensor, branches: Branch
         return torch.cat([states[branches.rows, :, :prefix], own(states)], dim=2)
 
     options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] > key.shape[1]}
-    first, *others = (states[:, :, :prefix] for states in (query, key, value))
-    shared = functional.scaled_dot_product_attention(first, *others, is_causal=True, **options)
-    mixed = functional.scaled_dot_product_attention(own(query), seen(key), seen(value), branches.mask, **options)
+    firsts = [states[:, :, :prefix] for states in (query, key, value)]
+    shared = _sdpa(*firsts, is_causal=True, **options)
+    mixed = _sdpa(own(query), seen(key), seen(value), attn_mask=branches.mask, **options)
     padded = functional.pad(shared.transpose(1, 2), (0, 0, 0, 0, 0, length - prefix)).flatten(0, 1)
     laid = padded.index_put((branches.flat,), mixed.transpose(1, 2)[branches.real])
-    return laid.unflatten(0, (rows, length))
+    return laid.view(rows, length, *laid.shape[1:])
+
+
+def _attend_last(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """One token over all before it: heads that share keys and values are rows of one query, so that these are not
+    copied for each."""
+    rows, heads, _, size = query.shape
+    shared = query.view(rows, key.shape[1], heads // key.shape[1], size)
+    return _sdpa(shared, key, value, attn_mask=mask, scale=scaling).flatten(1, 2)[:, None]
 
 
 @cache

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+
+ROOM: Final = 64
+"""Tokens that there is room for before tensors are made anew."""
 
 Conversation: TypeAlias = tuple[tuple[int, ...], tuple[bytes, ...]]
 """Compact ids, and the digests of the images among them."""
@@ -49,11 +52,45 @@ class KeyValues:
     def cache(self, config: Any) -> Any:
         """A transformers cache that holds them, to be extended; `config` is that of the language model."""
         from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
 
         cache = DynamicCache(config=config)
+        for layer in cache.layers:
+            if type(layer) is DynamicLayer:  # not those of linear attention
+                layer.update = _Growing(layer)
         for number, (keys, values) in enumerate(self.layers):
             cache.update(keys, values, number)
         return cache
+
+
+class _Growing:
+    """How a layer of a transformers cache takes what is new: beside what it has, in tensors with room for more.
+
+    Stock layers copy all they have for every token.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._room: tuple[Tensor, ...] = ()
+        self._shown: tuple[Tensor, ...] = ()
+
+    def __call__(self, *new: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
+        layer, states = self._layer, [state for state in new[:2] if state is not None]
+        had = layer.get_seq_length()
+        length = had + states[0].shape[2]
+        old = (layer.keys, layer.values) if had else tuple(state[:, :, :0] for state in states)
+        taken_out = had == 0 or any(one is not other for one, other in zip(old, self._shown, strict=False))
+        if taken_out or length > self._room[0].shape[2]:
+            shape = old[0].shape
+            self._room = tuple(state.new_empty(shape[0], shape[1], length + ROOM, shape[3]) for state in states)
+            for room, has in zip(self._room, old, strict=True):
+                room[:, :, :had] = has
+        for room, state in zip(self._room, states, strict=True):
+            room[:, :, had:length] = state
+        if not layer.is_initialized:
+            layer.lazy_initialization(*states)
+        layer.keys, layer.values = self._shown = tuple(room[:, :, :length] for room in self._room)
+        return self._shown
 
 
 def key_values(cache: Any, real: Tensor) -> KeyValues:

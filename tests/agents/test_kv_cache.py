@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.kv_cache import Conversation, KeptRows, KeyValues, key_values, stacked
+from agents.kv_cache import ROOM, Conversation, KeptRows, KeyValues, key_values, stacked
+from agents.qwen_vl import load_qwen_vl
 
 REAL = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]]).bool()
 
@@ -96,3 +97,25 @@ def test_as_many_rows_are_kept_as_there_is_room_for(room: int, rows: int) -> Non
     assert len(kept) == rows
     assert kept.nbytes <= room
     assert kept.find(of(1, 1)) is not None or not rows
+
+
+def test_a_cache_with_room_holds_what_a_stock_cache_holds() -> None:
+    """Token by token beyond the room, and after rows were taken out."""
+    from transformers import DynamicCache
+
+    config = load_qwen_vl("tiny").model.config.get_text_config()
+    generator = torch.Generator().manual_seed(0)
+    stock, ours = DynamicCache(config=config), KeyValues((), torch.zeros(3, 0, dtype=torch.bool)).cache(config)
+    moved = 0
+    for step in range(ROOM + 9):
+        if step == 5:
+            for cache in (stock, ours):
+                cache.reorder_cache(torch.tensor([2, 0]))
+        rows, length = (3 if step < 5 else 2), (7 if step == 0 else 1)
+        new = [torch.randn(rows, 2, length, 16, generator=generator) for _ in range(2)]
+        before = ours.layers[0].keys
+        expected, found = (cache.update(*new, 0) for cache in (stock, ours))
+        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        assert ours.get_seq_length() == stock.get_seq_length()
+        moved += before is None or before.data_ptr() != ours.layers[0].keys.data_ptr()
+    assert moved == 3  # at the beginning, after the rows were taken out, and when the room was full
