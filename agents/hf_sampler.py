@@ -183,6 +183,8 @@ def _completed(
         positions = (ready.position + len(drawn) - 1)[None, :, None].expand(3, -1, -1)
         mask = look[:, None, None, :] if padded else None
         hidden = qwen.hidden_states(token[:, None], positions, mask, None, ready.cache)[:, -1]
+    if not bool(torch.stack([logprobs for _, logprobs in drawn]).isfinite().all()):
+        raise FloatingPointError("log-probs of drawn tokens must be finite: the weights hold what is no number")
     ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*drawn, strict=True))
     return _cut(ids, logprobs, qwen.codec.end_ids)
 
@@ -231,7 +233,9 @@ def _write(turns: Sequence[OpenTurn | None], tokens: Sequence[int]) -> None:
 
 def _sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One index per row (B, V) -> (B,), by inverting the cumulative distribution: several times faster on a CPU than
-    `torch.multinomial`. A token of probability 0 is never drawn."""
+    `torch.multinomial`. A token of probability 0 is never drawn, which holds for a sum in order, as a GPU's is not."""
+    if probabilities.is_cuda:
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     cumulative = probabilities.cumsum(-1)
     uniform = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from agents.attention import BRANCHED, register
-from agents.qwen_vl import QwenVL
+from agents.attention import register
+from agents.qwen_vl import ATTENTIONS, QwenVL
 from mimgenv.codec import default_codec
 
 CHAT_TEMPLATE: Final = (
@@ -87,14 +87,14 @@ def tiny_tokenizer() -> Any:
     return tokenizer
 
 
-def tiny_qwen_vl(seed: int = 0, family: str = FAMILY) -> QwenVL:
-    """A fresh model of a family, such as `qwen3_vl`; `seed` decides its weights."""
+def tiny_qwen_vl(seed: int = 0, family: str = FAMILY, attention: str = "sdpa") -> QwenVL:
+    """A fresh model of a family, such as `qwen3_vl`; `seed` decides its weights, `attention` is as in `load_qwen_vl`."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     tokenizer = tiny_tokenizer()
     config = AutoConfig.for_model(family, **_configuration(tokenizer, family))
     register()
-    config._attn_implementation = {"text_config": BRANCHED, "vision_config": "sdpa"}
+    config._attn_implementation = {"text_config": ATTENTIONS[attention], "vision_config": "sdpa"}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)

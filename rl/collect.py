@@ -75,16 +75,15 @@ def collect(groups: Sequence[Group], chat: Chat, config: TrainConfig, world: Wor
     Returns:
         The samples of this rank, and the metrics of all.
     """
-    everyones, first = _everyones(groups, config, world)
+    everyones, places = _everyones(groups, config, world)
     rewards, kept, counted = tables = _tables(everyones, config)
     advantages = group_advantages(rewards, counted, config.objective().std)
     if config.difficulty_part is not None:
-        advantages = advantages * difficulty_weights(_scores(everyones, config.difficulty_part))
+        advantages = advantages * difficulty_weights(_scores(everyones, f"reward/{config.difficulty_part}"))
     varied = _varying(*tables)
-    chosen = enumerate(np.flatnonzero(varied)[: config.prompts_per_step])
-    own = [(number, i) for number, i in chosen if first <= i < first + len(groups)]
-    made = [_group(number, groups[i - first], advantages[i], kept[i], chat, config) for number, i in own]
-    found = [group for group in made if group.tokens()]
+    chosen = {int(i): number for number, i in enumerate(np.flatnonzero(varied)[: config.prompts_per_step])}
+    own = [(chosen[i], group, i) for group, i in zip(groups, places, strict=True) if i in chosen]
+    found = [_group(number, group, advantages[i], kept[i], chat, config) for number, group, i in own]
     tokens = {"trained": sum(group.tokens() for group in found), "masked": sum(sum(g.masked) for g in found)}
     metrics = _means([attempt.figures for group in everyones for attempt in group])
     metrics |= world.total({f"mask/tokens_{name}": float(count) for name, count in tokens.items()})
@@ -105,18 +104,33 @@ def totals(groups: Sequence[SampleGroup], count_masked: bool) -> Totals:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What other ranks need to know of a trajectory: whether it is trained on, and its figures by metric."""
+    """What other ranks need to know of a trajectory.
+
+    Attributes:
+        kept: Whether it is trained on: not masked, and with a token that is not.
+        figures: By metric.
+    """
 
     kept: bool
     figures: Mapping[str, float]
 
 
-def _everyones(groups: Sequence[Group], config: TrainConfig, world: World) -> tuple[list[list[_Attempt]], int]:
-    """The groups of all ranks, rank by rank, and where this rank's begin."""
+def _everyones(
+    groups: Sequence[Group], config: TrainConfig, world: World
+) -> tuple[list[list[_Attempt]], list[int]]:
+    """The groups of all ranks, round by round and in each rank by rank, and where this rank's are among them."""
+    ranks = world.gather([[_attempt(trajectory, config) for trajectory in group] for group in groups])
+    rounds = max(1, sum(map(len, ranks)) // config.prompts_per_step)
+    order = sorted((n * rounds // len(own), rank, n) for rank, own in enumerate(ranks) for n in range(len(own)))
+    places = [place for place, (_, rank, _) in enumerate(order) if rank == world.rank]
+    return [ranks[rank][number] for _, rank, number in order], places
+
+
+def _attempt(trajectory: Trajectory, config: TrainConfig) -> _Attempt:
     table = {stop: stop in config.keep_stops for stop in KEEP_STOPS}
-    own = [[_Attempt(keeps_trajectory(t, table), _figures(t)) for t in group] for group in groups]
-    ranks = world.gather(own)
-    return [group for rank in ranks for group in rank], sum(map(len, ranks[: world.rank]))
+    learned = [turn for turn in trajectory.turns if not (config.mask_invalid_actions and turn.error)]
+    said = any(turn.action.ids for turn in learned)
+    return _Attempt(keeps_trajectory(trajectory, table) and said, _figures(trajectory))
 
 
 def _tables(groups: Sequence[Sequence[_Attempt]], config: TrainConfig) -> tuple[Floats, Flags, Flags]:
@@ -126,9 +140,16 @@ def _tables(groups: Sequence[Sequence[_Attempt]], config: TrainConfig) -> tuple[
     return rewards, kept, np.ones_like(kept) if config.count_masked else kept
 
 
-def _scores(groups: Sequence[Sequence[_Attempt]], part: str) -> Floats:
-    """(groups, G): a reward part of each attempt; 1, which weighs nothing more, where its task is not paid in it."""
-    return np.array([[attempt.figures.get(f"reward/{part}", 1.0) for attempt in group] for group in groups])
+def _scores(groups: Sequence[Sequence[_Attempt]], name: str) -> Floats:
+    """(groups, G): a figure of each attempt; 1, which weighs nothing more, where it has none.
+
+    Raises:
+        ValueError: If no attempt has it.
+    """
+    if not any(name in attempt.figures for group in groups for attempt in group):
+        known = sorted({key for group in groups for attempt in group for key in attempt.figures if "reward/" in key})
+        raise ValueError(f"difficulty_part: no episode has {name}, but {', '.join(known)}")
+    return np.array([[attempt.figures.get(name, 1.0) for attempt in group] for group in groups])
 
 
 def _varying(rewards: Floats, kept: Flags, counted: Flags) -> Flags:

@@ -22,27 +22,29 @@ if TYPE_CHECKING:
 DTYPES: Final = ("float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("sdpa", "flex_attention")
 PARALLEL: Final = ("ddp", "fsdp2")
-LOSSES: Final = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
+LOSSES: Final = ("undivided", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
 CONFIG: Final = "config.json"
 """What a run writes its settings to."""
 
 
 _LEAST: Final = {
     "sft_tasks": 3,  # a third of them in each easier stage
-    "sft_questions": 1,
-    "sft_rows": 1,
-    "sft_probe_every": 1,
-    "sft_probe_episodes": 1,
-    "prompts_per_step": 1,
-    "max_turn_tokens": 1,
-    "eval_episodes": 1,
-    "save_every": 1,
-    "refill": 0,
-    "updates_per_step": 1,
-    "rows_per_forward": 0,
-    "lora_rank": 0,
-    "show_every": 0,
+    **dict.fromkeys(("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "save_every"), 1),
+    **dict.fromkeys(("prompts_per_step", "max_turn_tokens", "updates_per_step", "eval_episodes"), 1),
+    **dict.fromkeys(("steps", "sft_steps", "refill", "workers", "rows_per_forward", "lora_rank"), 0),
+    **dict.fromkeys(("eval_every", "show_every", "warmup", "kept_gigabytes", "final_learning_rate", "sft_zoom"), 0),
+    **dict.fromkeys(("learning_rate", "sft_learning_rate", "weight_decay", "sft_weight_decay"), 0),
 }
+_ABOVE_0: Final = ("temperature", "max_grad_norm", "max_drift", "lora_alpha")
+_AT_MOST_1: Final = ("final_learning_rate", "sft_zoom")
+NEEDED: Final = {
+    "correction_cap": ("correction", lambda objective: objective.correction != "off"),
+    "kl": ("beta", lambda objective: objective.beta > 0),
+    "unbiased_kl": ("beta", lambda objective: objective.beta > 0),
+    "clip_low": ("clip", lambda objective: objective.clip != "off"),
+    "clip_high": ("clip", lambda objective: objective.clip != "off"),
+}
+"""Parts of the loss that mean something only with another."""
 
 OBJECTIVE: Final = (
     *("ratio", "clip", "clip_low", "clip_high", "normaliser", "std"),
@@ -94,6 +96,7 @@ class TrainConfig:
         workers: Processes that make the scenes of coming steps; 0: they are made where they are needed.
         temperature: Of sampling; log-probs are those of the tempered distribution.
         max_turn_tokens: Longest turn.
+        kept_gigabytes: Most GiB of keys and values that the sampler keeps from turn to turn.
         constrain_actions: Sample under the turn grammar, legal turns only; log-probs are those of that distribution.
 
         learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
@@ -106,7 +109,8 @@ class TrainConfig:
             `rl.loss.Objective`.
         difficulty_part: The reward part whose mean says how hard a group is: hard ones weigh more (UniVG-R1); None: all
             groups weigh the same.
-        recompute_old: The old log-probs are the trainer's own at the weights of the rollout; else the sampler's.
+        recompute_old: The old log-probs are the trainer's own at the weights of the rollout; else the sampler's. None:
+            only in half precision, where both round differently.
         mask_invalid_actions: Do not train on turns that the environment refused.
         keep_stops: Stop reasons whose trajectories are trained on.
         count_masked: Whether masked trajectories enter their group's mean and deviation.
@@ -163,6 +167,7 @@ class TrainConfig:
     workers: int = 0
     temperature: float = 1.0
     max_turn_tokens: int = 24
+    kept_gigabytes: float = 1.0
     constrain_actions: bool = False
 
     learning_rate: float = 8e-4
@@ -171,20 +176,20 @@ class TrainConfig:
     final_learning_rate: float = 0.1
     updates_per_step: int = 1
     rows_per_forward: int = 0
-    loss: str = "dapo"
+    loss: str = "undivided"
     ratio: str | None = None
     clip: str | None = None
     clip_low: float | None = None
     clip_high: float | None = None
     normaliser: str | None = None
-    std: str | None = "off"
+    std: str | None = None
     beta: float | None = None
     kl: str | None = None
     unbiased_kl: bool | None = None
     correction: str | None = None
     correction_cap: float | None = None
     difficulty_part: str | None = None
-    recompute_old: bool = False
+    recompute_old: bool | None = None
     mask_invalid_actions: bool = False
     keep_stops: tuple[str, ...] = tuple(stop for stop, kept in KEEP_STOPS.items() if kept)
     count_masked: bool = True
@@ -208,10 +213,19 @@ class TrainConfig:
         if self.group_size < 2:
             raise ValueError(f"group_size {self.group_size}: an advantage is relative to a group of at least 2")
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature {self.temperature}: training samples, so it must be above 0")
+        for name in _ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
+        for name in _AT_MOST_1:
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at most 1")
+        if self.dtype != "float32" and not self.lora_rank:
+            raise ValueError(
+                f"dtype {self.dtype}: small steps are lost on weights in half precision, so that all of a model is "
+                "trained in float32; adapters (lora_rank) are float32 whatever the model is"
+            )
         for name, allowed in (("dtype", DTYPES), ("attention", ATTENTIONS), ("parallel", PARALLEL), ("loss", LOSSES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is not one of {list(allowed)}")
@@ -222,13 +236,18 @@ class TrainConfig:
             raise ValueError(
                 f"updates_per_step {self.updates_per_step}: a step of {self.prompts_per_step} prompts has no more parts"
             )
-        if self.correction not in (None, "off") and not self.recompute_old:
+        if self.correction not in (None, "off") and not self.recomputes_old:
             raise ValueError(
                 f"correction {self.correction}: it compares the trainer's old log-probs with the sampler's, "
                 "so recompute_old must be true"
             )
         if self.lora_rank and self.train_vision:
             raise ValueError(f"lora_rank {self.lora_rank}: beside adapters the vision tower stays frozen")
+
+    @property
+    def recomputes_old(self) -> bool:
+        """Whether old log-probs are the trainer's own."""
+        return self.dtype != "float32" if self.recompute_old is None else self.recompute_old
 
     def objective(self) -> Objective:
         """The loss: its preset, with what stands in for parts of it.
@@ -239,7 +258,12 @@ class TrainConfig:
         from rl.loss import PRESETS  # torch: only when training
 
         chosen = {name: getattr(self, name) for name in OBJECTIVE}
-        return replace(PRESETS[self.loss], **{name: value for name, value in chosen.items() if value is not None})
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        objective = replace(PRESETS[self.loss], **chosen)
+        for name, (other, is_on) in NEEDED.items():
+            if name in chosen and not is_on(objective):
+                raise ValueError(f"{name} {chosen[name]}: nothing comes of it with {other} {getattr(objective, other)}")
+        return objective
 
     def env_arguments(self, evaluation: bool = False) -> dict[str, Any]:
         """What `gym.make` is given, for training or for the held-out evaluation."""

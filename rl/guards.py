@@ -112,12 +112,9 @@ def token_kinds(ids: Sequence[int], codec: Codec) -> tuple[str, ...]:
 
 def batch_kinds(batch: Batch, codec: Codec) -> Tensor:
     """(N,) int64: the kind of each trained token, as an index into `KINDS`."""
-    kinds = torch.empty(len(batch.targets), dtype=torch.int64)
-    turns, targets = batch.turns.cpu(), batch.targets.cpu()
-    for turn in sorted(set(turns.tolist())):
-        own = turns == turn
-        kinds[own] = torch.tensor([KINDS.index(kind) for kind in token_kinds(targets[own].tolist(), codec)])
-    return kinds
+    lengths = torch.unique_consecutive(batch.turns, return_counts=True)[1].tolist()
+    turns = batch.targets.cpu().split(lengths)
+    return torch.tensor([KINDS.index(kind) for ids in turns for kind in token_kinds(ids.tolist(), codec)]).long()
 
 
 def check_drift(sampled: Tensor, recomputed: Tensor, kinds: Tensor, most: float = MOST_DRIFT) -> dict[str, float]:
@@ -133,7 +130,7 @@ def check_drift(sampled: Tensor, recomputed: Tensor, kinds: Tensor, most: float 
             r = exp(recomputed - sampled).
 
     Returns:
-        By kind that occurs, `drift/kl/<kind>` and the mean absolute difference `drift/difference/<kind>`.
+        By kind that occurs, `sampler/kl/<kind>` and the mean absolute difference `sampler/difference/<kind>`.
 
     Raises:
         TrainingStopped: If the KL of a kind is greater, or no number.
@@ -149,7 +146,7 @@ def check_drift(sampled: Tensor, recomputed: Tensor, kinds: Tensor, most: float 
         if not divergence <= most:
             rule = f"sampler and trainer agree on {kind} tokens to a KL of {most} nats"
             raise TrainingStopped(rule, kind=kind, KL=divergence, mean_difference=difference, tokens=int(own.sum()))
-        metrics |= {f"drift/kl/{kind}": divergence, f"drift/difference/{kind}": difference}
+        metrics |= {f"sampler/kl/{kind}": divergence, f"sampler/difference/{kind}": difference}
     return metrics
 
 

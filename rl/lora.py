@@ -66,6 +66,12 @@ def add_lora(qwen: QwenVL, rank: int, alpha: float, *, seed: int, dropout: float
         _inject(qwen, config)
 
 
+def lora_settings(qwen: QwenVL) -> tuple[int, float]:
+    """Rank and alpha of the adapter that the model has."""
+    config = qwen.model.peft_config[ADAPTER]
+    return config.r, float(config.lora_alpha)
+
+
 @contextmanager
 def adapter_off(qwen: QwenVL) -> Iterator[None]:
     """Inside, the model is what it was before any training of its adapter: the reference."""

@@ -107,6 +107,7 @@ PRESETS: Final[Mapping[str, Objective]] = MappingProxyType(
         "dapo": Objective(clip_high=0.28, normaliser="token"),  # arXiv 2503.14476, section 4.1
         "gspo": Objective(ratio="sequence", clip_low=3e-4, clip_high=4e-4),  # arXiv 2507.18071, section 5.1
         "cispo": Objective(clip="cispo", clip_low=1.0, clip_high=4.0, normaliser="token"),  # bound 5: arXiv 2510.13786
+        "undivided": Objective(clip_high=0.28, normaliser="token", std="off"),  # DAPO, but for Dr.GRPO's advantages
         "mig_grpo": Objective(ratio="product", clip="off", beta=0.001),  # arXiv 2507.00748, Eq. 2; KL: token mean
     }
 )

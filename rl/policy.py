@@ -22,8 +22,10 @@ from rl.batch import Batch
 from rl.checkpoint import Progress, read_checkpoint, reading, write_checkpoint
 from rl.config import TrainConfig
 from rl.distributed import ALONE, Replicas, World
+from rl.errors import CheckpointError
 from rl.log_probs import token_log_probs
-from rl.lora import adapter_off, add_lora, has_lora, load_adapter, save_adapter, save_merged
+from rl.lora import FILES as ADAPTER_FILES
+from rl.lora import adapter_off, add_lora, has_lora, load_adapter, lora_settings, save_adapter, save_merged
 
 COLD_START: Final = "cold_start"
 """The model that GRPO begins with, in the folder of the run."""
@@ -64,6 +66,12 @@ class Policy:
         elif not has_lora(self.qwen):
             add_lora(self.qwen, config.lora_rank, config.lora_alpha, seed=config.seed)
 
+    @property
+    def folder(self) -> Path:
+        """Where this rank writes what it alone has to say."""
+        alone = self.world.size == 1
+        return Path(self.config.output) if alone else Path(self.config.output, f"rank-{self.world.rank}")
+
     @classmethod
     def start(cls, config: TrainConfig, phase: str, world: World = ALONE) -> Self:
         """A policy that has learned nothing yet."""
@@ -77,10 +85,17 @@ class Policy:
             CheckpointError: If the checkpoint cannot be gone on from.
         """
         progress, tensors = read_checkpoint(path)
+        if (path / ADAPTER_FILES[0]).is_file() != bool(config.lora_rank):
+            held = "a whole model" if config.lora_rank else "adapters"
+            raise CheckpointError(path, f"it holds {held}, but lora_rank is {config.lora_rank}")
         with reading(path):
-            qwen = _under_adapter(config, progress.phase) if config.lora_rank else _load(str(path), config)
+            qwen = _under_adapter(config, progress.phase, path) if config.lora_rank else _load(str(path), config)
             if config.lora_rank:
                 load_adapter(qwen, str(path))
+                found = {"lora_rank": lora_settings(qwen)[0], "lora_alpha": lora_settings(qwen)[1]}
+                for name, value in found.items():
+                    if value != getattr(config, name):
+                        raise CheckpointError(path, f"{name} {getattr(config, name)}, but its adapters have {value}")
         policy = cls(qwen, config, progress.phase, world)
         policy._replicas.restore_optimizer(policy.optimizer, tensors, path)
         return policy
@@ -178,16 +193,20 @@ def _load(path: str, config: TrainConfig) -> QwenVL:
     return load_qwen_vl(path, config.device, config.dtype, config.attention)
 
 
-def _under_adapter(config: TrainConfig, phase: str) -> QwenVL:
-    """The model that the adapters of a phase are put on."""
+def _under_adapter(config: TrainConfig, phase: str, path: Path) -> QwenVL:
+    """The model that the adapters of a checkpoint were put on."""
+    if phase != "grpo":
+        return _first_model(config)
     merged = Path(config.output) / COLD_START
-    return _load(str(merged), config) if phase == "grpo" and merged.is_dir() else _first_model(config)
+    if not merged.is_dir():
+        raise CheckpointError(path, f"{merged}, the model under its adapters, is gone")
+    return _load(str(merged), config)
 
 
 def _first_model(config: TrainConfig) -> QwenVL:
     if config.start != SCRATCH:
         return _load(config.start, config)
-    qwen = tiny_qwen_vl(config.seed)
+    qwen = tiny_qwen_vl(config.seed, attention=config.attention)
     qwen.model.to(config.device)
     for parameter in qwen.model.parameters():  # not the buffers, as where a checkpoint is loaded
         parameter.data = parameter.data.to(getattr(torch, config.dtype))

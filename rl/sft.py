@@ -21,8 +21,9 @@ from agents.oracle import OracleAgent
 from agents.rollout import make_envs, run_episodes
 from agents.types import Agent, Trajectory
 from mimgenv import Task, siblings
-from rl.batch import Sample, pack, parts
+from rl.batch import Batch, Sample, pack, parts
 from rl.config import TrainConfig
+from rl.guards import check_finite
 from rl.loss import sft_loss
 from rl.masking import action_mask
 from rl.policy import Policy
@@ -127,18 +128,24 @@ class ColdStart:
         return [pool[types[index]][rng.integers(len(pool[types[index]]))] for index in drawn]
 
 
-def sft_step(policy: Policy, rows: Sequence[Sequence[Sample]], rows_per_forward: int = 0) -> dict[str, float]:
+def sft_step(
+    policy: Policy, rows: Sequence[Sequence[Sample]], rows_per_forward: int = 0, number: int = 0
+) -> dict[str, float]:
     """One update on packed rows, at most `rows_per_forward` of them at a time (0: all); returns what to log.
 
     Every rank is given all rows, and trains on its share.
+
+    Raises:
+        TrainingStopped: If the loss or the gradient is no number; the weights are then as they were.
     """
     tokens = sum(sum(sample.mask) for row in rows for sample in row)
     own = policy.world.share(rows)
+    batches = [pack(some, policy.qwen) for some in parts(own, rows_per_forward or max(len(own), 1))]
 
-    def loss(some: Sequence[Sequence[Sample]]) -> Tensor:
-        return sft_loss(policy.log_probs(pack(some, policy.qwen))[0], tokens)
+    def loss(batch: Batch) -> Tensor:
+        return sft_loss(policy.log_probs(batch)[0], tokens)
 
-    total = policy.backward([partial(loss, some) for some in parts(own, rows_per_forward or max(len(own), 1))])
-    norm = policy.clip()
+    metrics = {"loss/sft": policy.backward([partial(loss, batch) for batch in batches]), "gradient/norm": policy.clip()}
+    check_finite(metrics, batches, policy.folder, number)
     policy.advance()
-    return {"loss/sft": total, "gradient/norm": norm, "mask/tokens_trained": float(tokens)}
+    return metrics | {"mask/tokens_trained": float(tokens)}

@@ -1,6 +1,6 @@
 """The command: `python -m rl.train [recipe.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
 
-On several processes: `torchrun --nproc_per_node 2 -m rl.train …`, with the same settings and the same result.
+On several processes: `torchrun --nproc_per_node 2 -m -- rl.train …`, with the same settings and the same result.
 Reads a configuration, shows progress, prints the result. Everything else is in trainer.py. A resumed run keeps the
 settings it was started with, unless they are given anew.
 """
@@ -11,6 +11,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -18,8 +19,9 @@ import gymnasium as gym
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mimgenv.errors import MimgenvError
 from rl.config import TrainConfig, read_config, resumed_settings
-from rl.errors import TrainingStopped
+from rl.errors import CheckpointError, TrainingStopped
 
 
 class ProgressBars:
@@ -62,6 +64,11 @@ def _change(before: Mapping[str, float], after: Mapping[str, float], key: str) -
     return f"{before.get(key, float('nan')):.2f} -> {after.get(key, float('nan')):.2f}"
 
 
+def _refuse(error: Exception) -> int:
+    print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on a wrong command line."""
     arguments = list(sys.argv[1:] if words is None else words)
@@ -71,21 +78,25 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     resume = "--resume" in arguments
     console = Console(quiet=not main_rank)
-    try:
-        words = [word for word in arguments if word != "--resume"]
-        config = read_config(words, resumed_settings(words) if resume else None)
-        from transformers.utils.logging import disable_progress_bar
+    words = [word for word in arguments if word != "--resume"]
+    with ExitStack() as opened:
+        try:
+            config = read_config(words, resumed_settings(words) if resume else None)
+            from transformers.utils.logging import disable_progress_bar
 
-        from rl.distributed import World  # torch: only once the command line is right
-        from rl.trainer import GRPOTrainer
+            from rl.distributed import World  # torch: only once the command line is right
+            from rl.trainer import GRPOTrainer
 
-        disable_progress_bar()  # a bar per checkpoint would tear ours apart
-
-        with World.join(config.device) as world, ProgressBars(console) as bars:
-            result = GRPOTrainer(config, resume=resume, on_step=bars, world=world).train()
-    except (ValueError, OSError, gym.error.Error, TrainingStopped) as error:
-        print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+            disable_progress_bar()  # a bar per checkpoint would tear ours apart
+            world = opened.enter_context(World.join(config.device))
+            bars = opened.enter_context(ProgressBars(console))
+            trainer = GRPOTrainer(config, resume=resume, on_step=bars, world=world)
+        except (ValueError, OSError, gym.error.Error) as error:
+            return _refuse(error)
+        try:
+            result = trainer.train()
+        except (TrainingStopped, CheckpointError, MimgenvError, gym.error.Error, OSError) as error:
+            return _refuse(error)
     for name in sorted(dataclasses.asdict(result)["after"]):
         if name.startswith(("iou/", "answer/")):
             console.print(f"{name}: {_change(result.before, result.after, name)}")

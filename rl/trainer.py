@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,6 +86,7 @@ class GRPOTrainer:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint")
         cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
         self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
+        self._is_fresh = not resume
         started = Policy.resume(config, saved[-1], world) if resume else None
         self._follow(started or Policy.start(config, self.progress.phase, world))
         world.barrier()  # nothing is written before all have looked at what is there
@@ -97,10 +97,12 @@ class GRPOTrainer:
         if self.world.is_main:
             (self.folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1))
             self.tracker = Tracker(self.folder, self.progress.phase, self.progress.step)
+        if self._is_fresh and self.progress.phase == "grpo":
+            self.policy.save_whole(self.folder / COLD_START)
+        if self._is_fresh:  # from here on there is something to resume
+            self.policy.checkpoint(self.folder, self.progress)
         if self.progress.phase == "sft":
             self._cold_start()
-        if not self.world.gather((self.folder / COLD_START).is_dir())[0]:
-            self.policy.save_whole(self.folder / COLD_START)
         if self.progress.step == 0:
             self._evaluate_both("before")
         self._grpo()
@@ -114,9 +116,15 @@ class GRPOTrainer:
             self._on_step(phase, step, most, metrics)
 
     def _follow(self, policy: Policy) -> None:
-        """Samples from this policy from now on."""
+        """Samples from this policy from now on, under rules of its codec where actions are constrained."""
+        config, codec = self.config, policy.qwen.codec
         self.policy = policy
-        self.sampler = HFSampler(policy.qwen, self.config.seed)
+        self.sampler = HFSampler(policy.qwen, config.seed, kept_bytes=int(config.kept_gigabytes * 2**30))
+        self._rules: TurnRules | None = None
+        if config.constrain_actions:
+            (env,) = make_envs(config.env, 1, codec=codec, **config.env_arguments())
+            inner: Any = env.unwrapped
+            self._rules = TurnRules(codec, inner.tools, inner.box_frame, max_turn_tokens=config.max_turn_tokens)
 
     # ---------------------------------------------------------------- cold start
 
@@ -125,16 +133,17 @@ class GRPOTrainer:
         cold_start = ColdStart(config, self.policy.qwen.chat)
         while self.progress.step < config.sft_steps:
             state = self.progress
-            began = time.process_time()
+            began = time.perf_counter()
             self.policy.set_rate(config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
             rows = cold_start.rows(state.stage, state.step - state.stage_step, state.skills)
-            metrics = sft_step(self.policy, rows, config.rows_per_forward)
-            metrics |= {"stage": float(state.stage), "time/update": time.process_time() - began}
+            metrics = sft_step(self.policy, rows, config.rows_per_forward, state.step + 1)
+            metrics |= {"stage": float(state.stage), "time/update": time.perf_counter() - began}
             self.progress = replace(state, step=state.step + 1)
             done = False
             if self.progress.step % config.sft_probe_every == 0:
-                done, probed = self._probe(cold_start)
-                metrics |= probed
+                probed = self._probe(cold_start)
+                done, self.progress, measured = self.world.gather(probed)[0]  # ranks may differ in the last bit
+                metrics |= measured
             self._log("sft", self.progress.step, config.sft_steps, metrics)
             if self.progress.step % config.save_every == 0:
                 self.policy.checkpoint(self.folder, self.progress)
@@ -144,8 +153,8 @@ class GRPOTrainer:
         self.progress = Progress("grpo", 0)  # a run killed from here on is done with SFT
         self.policy.checkpoint(self.folder, self.progress)
 
-    def _probe(self, cold_start: ColdStart) -> tuple[bool, dict[str, float]]:
-        """Measures the stage's own tasks; moves on to the next stage, or tells that the cold start is done."""
+    def _probe(self, cold_start: ColdStart) -> tuple[bool, Progress, dict[str, float]]:
+        """Measures the stage's own tasks: whether the cold start is done, where it stands, and what was measured."""
         config, state = self.config, self.progress
         stage = cold_start.stages[state.stage]
         last = state.stage == len(cold_start.stages) - 1
@@ -155,14 +164,13 @@ class GRPOTrainer:
         measured = report.metrics()
         iou = (report.grounding or report.all).score.mean  # where there are only QA tasks, their accuracy
         if not last:
-            if iou >= STAGE_IOU:
-                self.progress = Progress("sft", state.step, state.stage + 1, state.step)
-            return False, metrics
-        self.progress = replace(state, skills={row.name: row.score.mean for row in report.rows})
+            following = Progress("sft", state.step, state.stage + 1, state.step)
+            return False, following if iou >= STAGE_IOU else state, metrics
         least = min((value for name, value in measured.items() if name.startswith("iou/")), default=iou)
         flawless = [t.stop == "answered" and all(turn.error is None for turn in t.turns) for t in report.trajectories]
         well_formed = np.mean(flawless) >= config.sft_stop_format
-        return bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed), metrics
+        done = bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed)
+        return done, replace(state, skills={row.name: row.score.mean for row in report.rows}), metrics
 
     # ---------------------------------------------------------------- GRPO
 
@@ -188,6 +196,8 @@ class GRPOTrainer:
         config = self.config
         arguments = {"codec": self.policy.qwen.codec, **config.env_arguments()}
         with ExitStack() as open_sources:
+            if config.workers and self.world.size > 1:
+                raise ValueError(f"workers {config.workers}: on several ranks each would make the tasks of all; use 0")
             if config.workers:
                 (first,) = make_envs(config.env, 1, **arguments)
                 ahead = PrefetchedTasks(first.unwrapped.source, config.workers, 2 * config.prompts_per_step)
@@ -197,14 +207,15 @@ class GRPOTrainer:
 
     def _grpo_step(self, envs: list[Any], updater: Updater) -> dict[str, float]:
         """Rollouts, advantages, updates."""
-        began = time.process_time()
+        began = time.perf_counter()
         groups = self._rollouts(envs)
+        self.sampler.sync()  # what was kept from turn to turn makes room
         collected = collect(groups, self.policy.qwen.chat, self.config, self.world)
-        played = time.process_time()
+        played = time.perf_counter()
         metrics = collected.metrics | {"time/rollout": played - began}
         if metrics["mask/tokens_trained"]:
             metrics |= updater.step(collected.groups, self.progress.step)
-        return metrics | {"time/update": time.process_time() - played}
+        return metrics | {"time/update": time.perf_counter() - played}
 
     def _rollouts(self, envs: list[Any]) -> list[Group]:
         """This rank's groups of one step: a round, and more rounds while too few groups vary."""
@@ -282,16 +293,6 @@ class GRPOTrainer:
     def _agent(self, temperature: float) -> VLMAgent:
         parameters = SamplingParameters(temperature, self.config.max_turn_tokens)
         return VLMAgent(self.policy.qwen.chat, self.sampler, parameters, self._rules)
-
-    @cached_property
-    def _rules(self) -> TurnRules | None:
-        """What a turn may be, where actions are constrained; None where they are free."""
-        config, codec = self.config, self.policy.qwen.codec
-        if not config.constrain_actions:
-            return None
-        (env,) = make_envs(config.env, 1, codec=codec, **config.env_arguments())
-        inner: Any = env.unwrapped
-        return TurnRules(codec, inner.tools, inner.box_frame, max_turn_tokens=config.max_turn_tokens)
 
     def _begin_sampling(self, phase: str, step: int) -> None:
         """What is sampled from here on depends on the weights and this moment of the run alone."""

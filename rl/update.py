@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -79,21 +78,22 @@ class Updater:
         return {name: sum(values) / len(values) for name, values in means.items()}
 
     def _look(self, batches: Sequence[Batch]) -> None:
-        """The first batch of a run, or of one that goes on, is looked at with and without its images."""
-        if batches and not self._has_seen:
-            check_sight(lambda given: self.policy.log_probs(given, self.config.temperature)[0], batches[0])
+        """The first batch with images of a run, or of one that goes on, is looked at with and without them."""
+        first = next((batch for batch in batches if batch.images), None)
+        if first is not None and not self._has_seen:
+            check_sight(lambda given: self.policy.log_probs(given, self.config.temperature)[0], first)
             self._has_seen = True
 
     def _passes(self, groups: Sequence[SampleGroup], first: bool) -> list[Pass]:
         """The passes of an update, with log-probs at the weights of the rollout."""
         rows = parts([group.samples for group in groups], self.config.rows_per_forward or max(len(groups), 1))
-        return [self._pass(pack(some, self.policy.qwen).to(self.policy.qwen.device), first) for some in rows]
+        return [self._pass(pack(some, self.policy.qwen), first) for some in rows]
 
     def _pass(self, batch: Batch, first: bool) -> Pass:
         check_counts(batch, self.policy.qwen)
         temperature = self.config.temperature
-        old = None if self.config.recompute_old else batch.sampled
-        if self.config.recompute_old and not first:  # in the first update the policy is still the old one
+        old = None if self.config.recomputes_old else batch.sampled
+        if self.config.recomputes_old and not first:  # in the first update the policy is still the old one
             old = self.policy.log_probs(batch, temperature)[0]
         if self.objective.beta == 0:
             return Pass(batch, old, None)
@@ -118,8 +118,7 @@ class Updater:
         }
         metrics["gradient/norm"] = self.policy.clip()
         batches = [given.batch for given in passes]
-        folder = Path(self.config.output, *([f"rank-{world.rank}"] if world.size > 1 else []))
-        check_finite(metrics, batches, folder, number)
+        check_finite(metrics, batches, self.policy.folder, number)
         if first and batches:  # the weights are still those that the sampler had
             kinds = torch.cat([batch_kinds(batch, self.policy.qwen.codec) for batch in batches])
             sampled = torch.cat([batch.sampled for batch in batches])
@@ -129,11 +128,11 @@ class Updater:
 
     def _loss(self, given: Pass, divided: Totals, sums: Counter[str], found: list[Tensor]) -> Tensor:
         """The loss of one pass; adds to the sums that are logged, and to the log-probs that were found."""
-        batch = given.batch
+        batch = given.batch.to(self.policy.qwen.device)
         logprobs, entropies = self.policy.log_probs(batch, self.config.temperature)
         loss = policy_loss(
             logprobs,
-            logprobs.detach() if given.old is None else given.old,
+            logprobs.detach() if given.old is None else given.old.to(logprobs.device),
             batch.advantages,
             token_weights(batch.samples, self.objective.normaliser, divided, self.longest),
             batch.samples,
@@ -142,8 +141,9 @@ class Updater:
             reference=given.reference,
             sampled=batch.sampled,
         )
-        logged = {"policy": loss.policy, "kl": loss.kl, "clip_low": loss.clipped_low, "clip_high": loss.clipped_high}
+        logged = {"policy": loss.policy, "clip_low": loss.clipped_low, "clip_high": loss.clipped_high}
         logged |= {"drift": loss.drift, "entropy": entropies.sum()}
+        logged |= {"kl": loss.kl} if given.reference is not None else {}
         sums.update({name: float(value) for name, value in logged.items()})
         found.append(logprobs.detach())
         return loss.loss

@@ -7,8 +7,11 @@ ones put to work. What a task holds does not change, only when it is made.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import time
 from collections import OrderedDict
 from concurrent.futures import Future, ProcessPoolExecutor
+from threading import Thread
 from types import TracebackType
 from typing import Final, Self
 
@@ -83,6 +86,14 @@ class PrefetchedTasks:
 def _keep(source: TaskSource) -> None:
     global _source
     _source = source
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent was killed, which cannot tell it to."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _make(seed: int) -> Task:

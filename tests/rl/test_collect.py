@@ -13,8 +13,9 @@ from agents.types import Action, Message, Trajectory, Turn
 from mimgenv.codec import default_codec
 from rl.advantage import EPSILON
 from rl.batch import Sample
-from rl.collect import Collected, collect, totals, varying
+from rl.collect import Collected, _attempt, collect, totals, varying
 from rl.config import TrainConfig
+from rl.distributed import World
 from rl.loss import Totals
 
 CODEC = default_codec()
@@ -242,3 +243,55 @@ def test_metrics_by_hand() -> None:
 def test_metrics_cover_dropped_and_masked_episodes_too() -> None:
     metrics = collect([[played(1.0), played(1.0, "env_error")]], CHAT, CONFIG).metrics
     assert (metrics["reward/total"], metrics["stop/env_error"], metrics["mask/tokens_trained"]) == (1.0, 0.5, 0.0)
+
+
+# ---------------------------------------------------------------- over ranks
+
+
+class Ranks(World):
+    """Several ranks, of which this one is asked; the others' groups are given beforehand."""
+
+    others: list[Any]
+
+    def gather(self, own: Any) -> list[Any]:
+        return [own if rank == self.rank else self.others[rank] for rank in range(self.size)]
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        return dict(values)
+
+
+def shared(groups: Sequence[Sequence[Any]], rank: int, config: TrainConfig) -> Collected:
+    """What one rank collects where each has played its groups."""
+    world = Ranks(rank, len(groups))
+    others = [[[_attempt(trajectory, config) for trajectory in group] for group in own] for own in groups]
+    object.__setattr__(world, "others", others)
+    return collect(groups[rank], CHAT, config, world)
+
+
+def test_groups_of_an_earlier_round_come_first_whoever_played_them() -> None:
+    first, second, third, fourth = ([played(0.0), played(reward)] for reward in (2.0, 4.0, 6.0, 8.0))
+    config = config_of(prompts_per_step=2)  # two ranks, two rounds of two groups
+    ranks = [[first, third], [second, fourth]]
+    assert [advantages(shared(ranks, rank, config)) for rank in (0, 1)] == [[[-1.0, 1.0]], [[-2.0, 2.0]]]
+    assert [group.number for rank in (0, 1) for group in shared(ranks, rank, config).groups] == [0, 1]
+
+
+def test_deviations_are_over_the_groups_of_all_ranks() -> None:
+    ranks = [[[played(0.0), played(1.0)]], [[played(0.0), played(9.0)]]]
+    config = config_of(std="batch", prompts_per_step=2)
+    whole = advantages(collect([group for own in ranks for group in own], CHAT, config))
+    assert [*advantages(shared(ranks, 0, config)), *advantages(shared(ranks, 1, config))] == whole
+    assert advantages(collect(ranks[0], CHAT, config)) != whole[:1]
+
+
+def test_a_group_of_which_no_token_is_trained_on_leaves_no_number_free() -> None:
+    refused = [played(0.0, turns=[turn(2, "bad_json")]), played(1.0, turns=[turn(3, "bad_json")])]
+    groups = [[played(0.0), played(2.0)], refused, [played(0.0), played(4.0)]]
+    found = collect(groups, CHAT, config_of(mask_invalid_actions=True)).groups
+    assert [group.number for group in found] == [0, 1]
+
+
+def test_a_difficulty_part_that_nothing_is_paid_in_is_refused_by_name() -> None:
+    group = [played(0.0, parts={"iou": 0.0}), played(2.0, parts={"iou": 1.0})]
+    with pytest.raises(ValueError, match="difficulty_part: no episode has reward/iuo, but reward/iou, reward/total"):
+        collect([group], CHAT, config_of(difficulty_part="iuo"))

@@ -37,7 +37,7 @@ def test_a_key_may_be_written_with_dashes() -> None:
 
 def test_a_value_may_hold_an_equals_sign_or_begin_with_a_dash() -> None:
     assert read_config(["--output=runs/a=b"]).output == "runs/a=b"
-    assert read_config(["--learning_rate", "-0.5"]).learning_rate == -0.5
+    assert read_config(["--output", "-0.5"]).output == "-0.5"
 
 
 def test_the_last_word_wins() -> None:
@@ -247,6 +247,38 @@ def test_the_evaluation_may_have_a_source_of_its_own() -> None:
 # ---------------------------------------------------------------- the loss
 
 
+BESIDE: Mapping[str, Mapping[str, Any]] = {
+    "kl": {"beta": 0.1},
+    "unbiased_kl": {"beta": 0.1},
+    "correction_cap": {"correction": "token"},
+    "clip_low": {"clip": "ppo"},
+    "clip_high": {"clip": "ppo"},
+}
+"""What a part of the loss needs to mean something."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "beside"),
+    [
+        ("kl", "k1", {"beta": 0.0}),
+        ("unbiased_kl", True, {"beta": 0.0}),
+        ("correction_cap", 3.0, {"correction": "off"}),
+        ("clip_low", 0.1, {"clip": "off"}),
+        ("clip_high", 0.1, {"clip": "off"}),
+    ],
+)
+def test_a_part_of_the_loss_that_nothing_comes_of_is_refused(name: str, value: Any, beside: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} {value}: nothing comes of it with {next(iter(beside))}"):
+        TrainConfig(**{name: value, **beside}).objective()
+
+
+def test_options_that_may_be_none_are_so_by_default() -> None:
+    """A run's own file leaves them out, so that `None` must be what they are without it."""
+    nullable = [item for item in fields(TrainConfig) if "None" in str(item.type)]
+    assert len(nullable) > 10
+    assert {item.default for item in nullable} == {None}
+
+
 def test_the_objective_is_the_preset_with_what_stands_in_for_its_parts() -> None:
     given = {
         "ratio": "turn",
@@ -261,12 +293,12 @@ def test_the_objective_is_the_preset_with_what_stands_in_for_its_parts() -> None
         "correction": "sequence",
         "correction_cap": 3.0,
     }
-    assert TrainConfig(std=None).objective() == PRESETS["dapo"]
+    assert TrainConfig().objective() == PRESETS["undivided"]
     assert set(given) == set(OBJECTIVE) == {field.name for field in fields(Objective)}
     for loss, preset in PRESETS.items():
         for name, value in given.items():
-            parts = {"beta": 0.1, name: value} if name == "unbiased_kl" else {name: value}
-            config = TrainConfig(**{"std": None, "recompute_old": True, "loss": loss, **parts})
+            parts = {**BESIDE.get(name, {}), name: value}
+            config = TrainConfig(**{"recompute_old": True, "loss": loss, **parts})
             assert config.objective() == replace(preset, **parts)
 
 
@@ -289,6 +321,12 @@ def test_what_cannot_be_offered_is_refused_with_the_reason(name: str) -> None:
         ({"correction": "token"}, "so recompute_old must be true"),
         ({"lora_rank": 4, "train_vision": True}, "beside adapters the vision tower stays frozen"),
         ({"refill": -1}, "refill -1: at least 0"),
+        ({"steps": -1}, "steps -1: at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan: at least 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm 0.0: must be above 0"),
+        ({"max_drift": float("nan")}, "max_drift nan: must be above 0"),
+        ({"sft_zoom": 7.0}, "sft_zoom 7.0: at most 1"),
+        ({"dtype": "bfloat16"}, "small steps are lost on weights in half precision"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused_with_the_reason(settings: Any, message: str) -> None:

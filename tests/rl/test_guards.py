@@ -271,7 +271,7 @@ def test_a_sampler_and_a_trainer_that_agree_pass(tiny: QwenVL, healthy: Batch) -
     noise = torch.randn(len(recomputed), generator=torch.Generator().manual_seed(0)) * 0.01  # half precision's
     kinds = torch.arange(len(recomputed)) % 4
     metrics = check_drift(recomputed.detach() + noise, recomputed, kinds)
-    assert set(metrics) == {f"drift/{what}/{kind}" for what in ("kl", "difference") for kind in KINDS}
+    assert set(metrics) == {f"sampler/{what}/{kind}" for what in ("kl", "difference") for kind in KINDS}
     assert all(0.003 < value < 0.03 for name, value in metrics.items() if "difference" in name)
     assert all(0 < value < 2e-4 for name, value in metrics.items() if "kl" in name)
 
@@ -281,12 +281,12 @@ def test_drift_is_measured_by_kind() -> None:
     found = check_drift(sampled, recomputed, torch.tensor([0, 0, 2, 3]), most=1.0)
     half, quarter = math.exp(-0.5) - 1 + 0.5, math.exp(0.25) - 1 - 0.25
     expected = {
-        "drift/kl/thought": half / 2,
-        "drift/difference/thought": 0.25,
-        "drift/kl/answer": 0.0,
-        "drift/difference/answer": 0.0,
-        "drift/kl/other": quarter,
-        "drift/difference/other": 0.25,
+        "sampler/kl/thought": half / 2,
+        "sampler/difference/thought": 0.25,
+        "sampler/kl/answer": 0.0,
+        "sampler/difference/answer": 0.0,
+        "sampler/kl/other": quarter,
+        "sampler/difference/other": 0.25,
     }
     assert found == pytest.approx(expected, abs=1e-12)
 

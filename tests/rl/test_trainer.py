@@ -24,6 +24,7 @@ from mimgenv.tasks.prefetch import PrefetchedTasks
 from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
+from rl.errors import TrainingStopped
 from rl.policy import Policy
 from rl.tracker import read_metrics
 from rl.trainer import GRPOTrainer, Result
@@ -267,7 +268,7 @@ def test_the_kl_is_measured_from_the_cold_started_model(whims: str, tmp_path: Pa
 
 
 def test_without_beta_no_kl_is_measured(straight: Outcome) -> None:
-    assert {row["loss/kl"] for row in straight.metrics if row["phase"] == "grpo"} == {0.0}
+    assert not any("loss/kl" in row for row in straight.metrics)
 
 
 def test_the_learning_rate_warms_up_and_comes_down_to_a_share(whims: str, tmp_path: Path) -> None:
@@ -309,8 +310,9 @@ def test_the_type_of_the_weights_is_that_of_the_configuration(
     if start == "directory":
         start = str(tmp_path / "start")
         save_qwen_vl(make_qwen(), start)
-    trainer = GRPOTrainer(small(tmp_path / "run", start=start, dtype="bfloat16"))
+    trainer = GRPOTrainer(small(tmp_path / "run", start=start, dtype="bfloat16", lora_rank=2))
     assert trainer.policy.qwen.model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in trainer.policy.trained} == {torch.float32}
     assert GRPOTrainer(small(tmp_path / "run", start=start)).policy.qwen.model.dtype == torch.float32
 
 
@@ -318,7 +320,7 @@ def test_the_type_of_the_weights_is_that_of_the_configuration(
 def test_the_model_is_on_the_device_of_the_configuration(
     tmp_path: Path, make_qwen: Callable[..., QwenVL], start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rl.trainer, "HFSampler", lambda *given: None)  # which would draw on the device
+    monkeypatch.setattr(rl.trainer, "HFSampler", lambda *given, **more: None)  # which would draw on the device
     if start == "directory":
         start = str(tmp_path / "start")
         save_qwen_vl(make_qwen(), start)
@@ -336,9 +338,44 @@ def test_resuming_without_a_checkpoint_is_refused(whims: str, tmp_path: Path) ->
     config = small(tmp_path, env=whims)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no complete checkpoint"):
         GRPOTrainer(config, resume=True)
+
+
+def test_there_is_a_checkpoint_from_the_beginning_on(whims: str, tmp_path: Path, straight: Outcome) -> None:
+    config = small(tmp_path, env=whims)
     kill(config, "sft", 1)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
-        GRPOTrainer(config, resume=True)
+    resumed(config).assert_same(straight)
+
+
+def test_a_run_begins_with_its_own_model_whatever_an_earlier_one_left_in_its_folder(
+    whims: str, tmp_path: Path, make_qwen: Callable[..., QwenVL]
+) -> None:
+    save_qwen_vl(make_qwen(seed=7), str(tmp_path / "run" / "cold_start"))
+    save_qwen_vl(make_qwen(seed=8), str(tmp_path / "start"))
+    found = run(small(tmp_path / "run", env=whims, start=str(tmp_path / "start"), steps=1))
+    assert same(found.cold_start, make_qwen(seed=8).model.state_dict())
+
+
+def test_constrained_actions_outlive_the_cold_start(tmp_path: Path) -> None:
+    settings = {"start": "tiny", "cold_start": True, "sft_steps": 2, "steps": 1, "max_turn_tokens": 40}
+    rows = run(small(tmp_path, constrain_actions=True, **settings)).metrics
+    assert [row["phase"] for row in rows] == ["sft", "sft", "grpo"]
+
+
+def test_a_cold_start_that_is_no_number_stops_the_run_before_the_weights_change(
+    whims: str, tmp_path: Path, make_qwen: Callable[..., QwenVL]
+) -> None:
+    broken = make_qwen()
+    with torch.no_grad():
+        broken.model.model.language_model.norm.weight[0] = float("nan")
+    save_qwen_vl(broken, str(tmp_path / "start"))
+    config = small(tmp_path / "run", env=whims, start=str(tmp_path / "start"), cold_start=True)
+    with pytest.raises(TrainingStopped, match="finite"):
+        GRPOTrainer(config).train()
+    assert (tmp_path / "run" / "nan" / "step-1").is_dir()
+
+
+def test_kept_gigabytes_are_what_the_sampler_may_keep(tmp_path: Path) -> None:
+    assert GRPOTrainer(small(tmp_path, kept_gigabytes=0.5)).sampler.kept_bytes == 2**29
 
 
 # ---------------------------------------------------------------- seeds and kills
@@ -413,7 +450,7 @@ def test_so_does_one_that_is_killed_between_the_cold_start_and_grpo(
 
 @pytest.mark.slow
 def test_so_does_one_in_another_type_of_weights(whims: str, tmp_path: Path) -> None:
-    settings: Mapping[str, Any] = {"env": whims, "dtype": "bfloat16", "steps": 1, "sft_steps": 3}
+    settings: Mapping[str, Any] = {"env": whims, "dtype": "bfloat16", "lora_rank": 2, "steps": 1, "sft_steps": 3}
     whole = run(small(tmp_path / "whole", **settings))
     assert {value.dtype for value in whole.weights.values()} == {torch.float32}  # as `weights` loads them
     kill(small(tmp_path / "killed", **settings), "sft", 3)
@@ -557,7 +594,6 @@ GRPO_OPTIONS: Mapping[str, Any] = {
     "instructions": "none",
     "start": "",
     "seed": 1,
-    "dtype": "bfloat16",
     "cold_start": True,
     "steps": 3,
     "prompts_per_step": 3,
@@ -571,7 +607,7 @@ GRPO_OPTIONS: Mapping[str, Any] = {
     "updates_per_step": 1,
     "loss": "dr_grpo",
     "ratio": "sequence",
-    "clip": "off",
+    "clip": "cispo",
     "clip_low": 0.3,
     "clip_high": 0.3,
     "normaliser": "sequence",
@@ -612,6 +648,8 @@ ELSEWHERE: Mapping[str, str] = {
     "correction_cap": "test_config.py: test_the_objective_is_the_preset_with_what_stands_in_for_its_parts",
     "difficulty_part": "test_collect.py: test_advantages_of_hard_groups_weigh_more_by_the_reward_part_that_is_named",
     "rows_per_forward": "test_rows_per_forward_divides_updates_into_passes",
+    "dtype": "test_the_type_of_the_weights_is_that_of_the_configuration",
+    "kept_gigabytes": "test_kept_gigabytes_are_what_the_sampler_may_keep",
     "refill": "test_a_step_plays_on_while_too_few_groups_vary",
     "constrain_actions": "test_constrained_turns_are_well_formed_and_trained_on_as_they_were_sampled",
     "show_every": "test_every_so_many_steps_some_episodes_are_shown",
@@ -755,7 +793,7 @@ def test_checkpoints_are_saved_every_so_many_updates_and_at_the_end_of_a_phase(
 
     monkeypatch.setattr(Policy, "checkpoint", watched)
     run(small(tmp_path, env=whims, sft_steps=4, steps=4, save_every=3))
-    assert saved == [("sft", 3), ("grpo", 0), ("grpo", 3), ("grpo", 4)]
+    assert saved == [("sft", 0), ("sft", 3), ("grpo", 0), ("grpo", 3), ("grpo", 4)]
 
 
 def test_gradients_are_clipped_to_their_longest(whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
