@@ -20,6 +20,7 @@ from rl.advantage import NO_VARIANCE, Flags, Floats, difficulty_weights, group_a
 from rl.batch import Bits, Sample
 from rl.config import TrainConfig
 from rl.distributed import ALONE, World
+from rl.errors import TrainingStopped
 from rl.loss import Totals
 from rl.masking import KEEP_STOPS, action_mask, keeps_trajectory
 
@@ -115,9 +116,7 @@ class _Attempt:
     figures: Mapping[str, float]
 
 
-def _everyones(
-    groups: Sequence[Group], config: TrainConfig, world: World
-) -> tuple[list[list[_Attempt]], list[int]]:
+def _everyones(groups: Sequence[Group], config: TrainConfig, world: World) -> tuple[list[list[_Attempt]], list[int]]:
     """The groups of all ranks, round by round and in each rank by rank, and where this rank's are among them."""
     ranks = world.gather([[_attempt(trajectory, config) for trajectory in group] for group in groups])
     rounds = max(1, sum(map(len, ranks)) // config.prompts_per_step)
@@ -144,11 +143,11 @@ def _scores(groups: Sequence[Sequence[_Attempt]], name: str) -> Floats:
     """(groups, G): a figure of each attempt; 1, which weighs nothing more, where it has none.
 
     Raises:
-        ValueError: If no attempt has it.
+        TrainingStopped: If no attempt has it.
     """
     if not any(name in attempt.figures for group in groups for attempt in group):
         known = sorted({key for group in groups for attempt in group for key in attempt.figures if "reward/" in key})
-        raise ValueError(f"difficulty_part: no episode has {name}, but {', '.join(known)}")
+        raise TrainingStopped(f"difficulty_part is a reward part of some episodes, such as {name}", parts=known)
     return np.array([[attempt.figures.get(name, 1.0) for attempt in group] for group in groups])
 
 
@@ -158,9 +157,7 @@ def _varying(rewards: Floats, kept: Flags, counted: Flags) -> Flags:
     return varied
 
 
-def _group(
-    number: int, group: Group, advantages: Floats, kept: Flags, chat: Chat, config: TrainConfig
-) -> SampleGroup:
+def _group(number: int, group: Group, advantages: Floats, kept: Flags, chat: Chat, config: TrainConfig) -> SampleGroup:
     samples = [_sample(chat, attempt, float(value), config) for attempt, value in zip(group, advantages, strict=True)]
     masked = [sum(sample.mask) for sample in compress(samples, ~kept)]
     return SampleGroup(tuple(compress(samples, kept)), tuple(masked), number)
@@ -200,7 +197,6 @@ def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = sorted({name for figures in episodes for name in figures})
     values = {name: [figures[name] for figures in episodes if name in figures] for name in names}
     means = {
-        name: sum(found) / (len(episodes) if name.startswith("stop/") else len(found))
-        for name, found in values.items()
+        name: sum(found) / (len(episodes) if name.startswith("stop/") else len(found)) for name, found in values.items()
     }
     return means | {"episode/longest": max(values["episode/tokens"])}

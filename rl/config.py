@@ -31,7 +31,7 @@ _LEAST: Final = {
     "sft_tasks": 3,  # a third of them in each easier stage
     **dict.fromkeys(("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "save_every"), 1),
     **dict.fromkeys(("prompts_per_step", "max_turn_tokens", "updates_per_step", "eval_episodes"), 1),
-    **dict.fromkeys(("steps", "sft_steps", "refill", "workers", "rows_per_forward", "lora_rank"), 0),
+    **dict.fromkeys(("steps", "sft_steps", "refill", "workers", "rows_per_forward", "lora_rank", "seed"), 0),
     **dict.fromkeys(("eval_every", "show_every", "warmup", "kept_gigabytes", "final_learning_rate", "sft_zoom"), 0),
     **dict.fromkeys(("learning_rate", "sft_learning_rate", "weight_decay", "sft_weight_decay"), 0),
 }
@@ -65,13 +65,15 @@ REFUSED: Final = {
 class TrainConfig:
     """Everything that decides a run. The defaults train a tiny model from scratch on a CPU in minutes.
 
+    With a model of your own, set at least `learning_rate`, `max_turn_tokens`, `prompts_per_step` and `eval_episodes`.
+
     Attributes:
         env: Environment id.
         source: Where training tasks come from, such as `odinw:/path`; None renders them.
         eval_source: The same for the held-out evaluation; None: `source`.
         tasks: Task types or a group; None for the id's own.
         difficulty: 1 to 5 of rendered tasks; None for the ordinary range.
-        tools: Tools of the environment; None for the id's own.
+        tools: Tools of the environment, such as `zoom`; None for the id's own.
         reward: A reward preset.
         instructions: How much the environment explains; None for the id's own.
         start: `scratch` (a tiny model, cold-started), `tiny` (the shipped cold-started one), a directory or a hub name.
@@ -97,22 +99,29 @@ class TrainConfig:
         temperature: Of sampling; log-probs are those of the tempered distribution.
         max_turn_tokens: Longest turn.
         kept_gigabytes: Most GiB of keys and values that the sampler keeps from turn to turn.
-        constrain_actions: Sample under the turn grammar, legal turns only; log-probs are those of that distribution.
+        constrain_actions: Sample under the turn grammar: every turn is well-formed, though a box may be inverted or
+            empty. Log-probs are those of that distribution.
 
-        learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up, then linear to a share.
+        learning_rate, weight_decay, warmup, final_learning_rate: AdamW's; linear warm-up over so many steps, then
+            linear to the share of `learning_rate` that the last step has.
         updates_per_step: Parts that a step's groups are divided into, an update each: from the second on the ratio is
             not 1, and the clip acts.
         rows_per_forward: Most groups in one forward and backward pass; 0: all of an update. Gradients add up, so that
             only memory and time change.
         loss: A preset of `rl.loss.PRESETS`; the following stand in for its choices, None: the preset's.
-        ratio, clip, clip_low, clip_high, normaliser, std, beta, kl, unbiased_kl, correction, correction_cap: See
-            `rl.loss.Objective`.
+        ratio: `token`, `turn`, `sequence` or `product`; like the following, see `rl.loss`.
+        clip, clip_low, clip_high: `ppo`, `cispo` or `off`, and how far below and above 1.
+        normaliser: `token`, `sequence` or `constant`.
+        std: `group`, `batch` or `off`.
+        beta, kl, unbiased_kl: Weight of the KL to the reference, its estimator `k1`, `k2` or `k3`, and its gradient.
+        correction, correction_cap: `off`, `token` or `sequence`: weights between sampler and trainer, and the largest.
         difficulty_part: The reward part whose mean says how hard a group is: hard ones weigh more (UniVG-R1); None: all
             groups weigh the same.
         recompute_old: The old log-probs are the trainer's own at the weights of the rollout; else the sampler's. None:
             only in half precision, where both round differently.
         mask_invalid_actions: Do not train on turns that the environment refused.
-        keep_stops: Stop reasons whose trajectories are trained on.
+        keep_stops: Stop reasons whose trajectories are trained on: among answered, void, turn_limit, token_limit,
+            image_limit, env_error.
         count_masked: Whether masked trajectories enter their group's mean and deviation.
         divide_by_masked: Whether they enter what the loss is divided by.
         max_grad_norm: Gradients are clipped to this.
@@ -124,8 +133,9 @@ class TrainConfig:
         attention: `sdpa`, or `flex_attention` for a GPU.
         parallel: Under `torchrun`: `ddp`, every process holds the whole model; `fsdp2`, each a part of it.
 
-        eval_every: GRPO steps between evaluations on the probe's episodes; 0: only before and after.
-        eval_episodes: Episodes of the evaluation before and after GRPO, greedy and sampled.
+        eval_every: GRPO steps between greedy evaluations on the probe's episodes; 0: only before and after.
+        eval_episodes: Episodes of the evaluation before and after GRPO (`test` split), each of them played greedy,
+            greedy with blank images, and sampled.
         save_every: Updates of the cold start, or steps of GRPO, between checkpoints.
         show_every: GRPO steps between pages of the latest episodes, and pictures of them in TensorBoard; 0: none.
         max_drift: The run stops when the KL of the trainer from its sampler, at the same weights, is greater for any

@@ -31,6 +31,9 @@ LEAST_SIGHT: Final = 1e-6
 MOST_DRIFT: Final = 0.1
 """Nats per token. Rounding in half precision costs a hundredth of it."""
 
+MOST_IDLE: Final = 20
+"""Steps of a policy that has nothing left to learn, or cannot."""
+
 KINDS: Final = ("thought", "call", "answer", "other")
 _KIND_OF_TAG: Final = {"think": "thought", "tool_call": "call", "answer": "answer"}
 _TAG: Final = re.compile(r"<(/?)(think|tool_call|answer)>")
@@ -148,6 +151,26 @@ def check_drift(sampled: Tensor, recomputed: Tensor, kinds: Tensor, most: float 
             raise TrainingStopped(rule, kind=kind, KL=divergence, mean_difference=difference, tokens=int(own.sum()))
         metrics |= {f"sampler/kl/{kind}": divergence, f"sampler/difference/{kind}": difference}
     return metrics
+
+
+# ---------------------------------------------------------------- steps that teach nothing
+
+
+def check_busy(idle: int, metrics: Mapping[str, float], most: int = MOST_IDLE) -> None:
+    """Now and then a step trains a token.
+
+    Args:
+        idle: Steps in a row that trained none.
+        metrics: Of the last of them, with the mean reward and the stops.
+        most: Steps to wait.
+
+    Raises:
+        TrainingStopped: If there were as many.
+    """
+    if idle >= most:
+        stops = {name: round(value, 2) for name, value in metrics.items() if name.startswith("stop/")}
+        rule = f"in {most} steps at least one group has rewards that vary (raise group_size or refill, or cold_start)"
+        raise TrainingStopped(rule, steps=idle, mean_reward=metrics["reward/total"], **stops)
 
 
 # ---------------------------------------------------------------- what is no number

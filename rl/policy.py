@@ -48,7 +48,8 @@ class Policy:
         self.qwen, self.config, self.phase, self.world = qwen, config, phase, world
         self._choose_trained()
         if config.gradient_checkpointing:
-            qwen.model.gradient_checkpointing_enable()
+            model = qwen.model  # the old name warns where the new one is known
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         rate, decay = config.learning_rate, config.weight_decay
         if phase == "sft":
             rate, decay = config.sft_learning_rate, config.sft_weight_decay

@@ -13,15 +13,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
 import gymnasium as gym
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from mimgenv.errors import MimgenvError
 from rl.config import TrainConfig, read_config, resumed_settings
 from rl.errors import CheckpointError, TrainingStopped
+
+if TYPE_CHECKING:
+    from rl.trainer import GRPOTrainer
 
 
 class ProgressBars:
@@ -29,26 +33,35 @@ class ProgressBars:
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._console = console
         self._progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
         self._bars: dict[str, TaskID] = {}
         self._latest: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._progress.stop()
 
     def __call__(self, phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Moves the bar of a phase."""
+        """Moves the bar of a phase; where no bar can be shown, there is a line now and then."""
+        name = {"sft": "cold start"}.get(phase, phase)
+        self._latest |= {key: value for key, value in metrics.items() if key in _SHOWN}
+        figures = "  ".join(f"{_SHOWN[key]} {value:.2f}" for key, value in self._latest.items())
+        if not self._console.is_terminal:
+            if step % LINES_EVERY == 0 or step == total:
+                self._console.print(f"{name} {step}/{total}  {figures}", soft_wrap=True)
+            return
         if phase not in self._bars:
-            self._bars[phase] = self._progress.add_task({"sft": "cold start"}.get(phase, phase), figures="")
-        self._latest |= {name: value for name, value in metrics.items() if name in _SHOWN}
-        figures = "  ".join(f"{_SHOWN[name]} {value:.2f}" for name, value in self._latest.items())
+            self._bars[phase] = self._progress.add_task(name, figures="")
         self._progress.update(self._bars[phase], completed=step, total=total, figures=figures)
 
 
+LINES_EVERY: Final = 50
+"""Updates between lines of progress in a file."""
 _SHOWN = {
     "loss/sft": "loss",
     "stage": "stage",
@@ -60,21 +73,46 @@ _SHOWN = {
 }
 
 
+def _trainer(config: TrainConfig, resume: bool, console: Console, opened: ExitStack) -> GRPOTrainer:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from rl.distributed import World  # torch: only once the command line is right
+    from rl.trainer import GRPOTrainer
+
+    disable_progress_bar()  # a bar per checkpoint would tear ours apart
+    if config.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are slower for small models, and far slower on a busy machine
+    world = opened.enter_context(World.join(config.device))
+    bars = opened.enter_context(ProgressBars(console))
+    trainer = GRPOTrainer(config, resume=resume, on_step=bars, world=world)
+    if trainer.policy.qwen.unshareable:
+        console.print(f"one row per attempt, prompts are not shared: {trainer.policy.qwen.unshareable}")
+    return trainer
+
+
 def _change(before: Mapping[str, float], after: Mapping[str, float], key: str) -> str:
     return f"{before.get(key, float('nan')):.2f} -> {after.get(key, float('nan')):.2f}"
 
 
-def _refuse(error: Exception) -> int:
+def usage() -> str:
+    """What `--help` prints: the command, every option, and its default."""
+    defaults = [f"  --{item.name} {item.default!r}  ({item.type})" for item in dataclasses.fields(TrainConfig)]
+    rules = "Values: true or false; lists as a,b; none for None. A recipe comes first, --key value after it."
+    return "\n".join([str(__doc__), str(TrainConfig.__doc__), rules, "Defaults, those of the tiny model:", *defaults])
+
+
+def _said(error: BaseException) -> int:
     print(f"rl.train: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 on success, 2 on a wrong command line."""
+    """Runs the command; 0 on success, 2 where it is wrong or a run had to stop, 130 where it was interrupted."""
     arguments = list(sys.argv[1:] if words is None else words)
     main_rank = os.environ.get("RANK", "0") == "0"  # under `torchrun` one process speaks for all
     if "--help" in arguments or "-h" in arguments:
-        print(__doc__, TrainConfig.__doc__, sep="\n")
+        print(usage())
         return 0
     resume = "--resume" in arguments
     console = Console(quiet=not main_rank)
@@ -82,26 +120,24 @@ def main(words: Sequence[str] | None = None) -> int:
     with ExitStack() as opened:
         try:
             config = read_config(words, resumed_settings(words) if resume else None)
-            from transformers.utils.logging import disable_progress_bar
-
-            from rl.distributed import World  # torch: only once the command line is right
-            from rl.trainer import GRPOTrainer
-
-            disable_progress_bar()  # a bar per checkpoint would tear ours apart
-            world = opened.enter_context(World.join(config.device))
-            bars = opened.enter_context(ProgressBars(console))
-            trainer = GRPOTrainer(config, resume=resume, on_step=bars, world=world)
-        except (ValueError, OSError, gym.error.Error) as error:
-            return _refuse(error)
+            trainer = _trainer(config, resume, console, opened)
+        except (ValueError, OSError, SafetensorError, gym.error.Error) as error:
+            return _said(error) if main_rank else 2
         try:
             result = trainer.train()
-        except (TrainingStopped, CheckpointError, MimgenvError, gym.error.Error, OSError) as error:
-            return _refuse(error)
+        except (TrainingStopped, CheckpointError, MimgenvError, gym.error.Error, OSError, SafetensorError) as error:
+            return _said(error)
+        except FloatingPointError as error:  # from the sampler
+            return _said(error)
+        except KeyboardInterrupt:
+            _said(KeyboardInterrupt(f"stopped; go on with --resume --output {config.output}"))
+            return 130
     for name in sorted(dataclasses.asdict(result)["after"]):
         if name.startswith(("iou/", "answer/")):
             console.print(f"{name}: {_change(result.before, result.after, name)}")
     console.print(f"sampled iou {_change(result.before_sampled, result.after_sampled, 'reward/iou')}")
-    console.print(f"[bold]{config.output}[/]: curve.png, episodes.html, model/ (play it as vlm:{config.output}/model)")
+    left = f"[bold]{config.output}[/]: curve.png, episodes.html, model/ (play it as vlm:{config.output}/model)"
+    console.print(left, soft_wrap=True)
     if not main_rank:
         return 0
     print(

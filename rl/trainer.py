@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from agents.evaluate import evaluate_agent, record_of
 from agents.hf_sampler import HFSampler
@@ -31,6 +32,7 @@ from rl.checkpoint import Progress, checkpoints, read_checkpoint
 from rl.collect import Group, collect, varying
 from rl.config import CONFIG, TrainConfig
 from rl.distributed import ALONE, World
+from rl.guards import check_busy
 from rl.policy import COLD_START, SCRATCH, Policy
 from rl.sft import STAGE_IOU, ColdStart, sft_step
 from rl.tracker import Tracker
@@ -79,14 +81,15 @@ class GRPOTrainer:
         self.config, self.world = config, world
         self.folder = Path(config.output)
         self._on_step = on_step or (lambda *_: None)
+        _check_machine(config, world)
         saved = checkpoints(self.folder)
         if saved and not resume:
             raise FileExistsError(f"{self.folder} holds a run: pass --resume, or another --output")
         if resume and not saved:
-            raise FileNotFoundError(f"{self.folder} holds no complete checkpoint")
+            raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start it again without --resume")
         cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
         self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
-        self._is_fresh = not resume
+        self._is_fresh, self._idle = not resume, 0
         started = Policy.resume(config, saved[-1], world) if resume else None
         self._follow(started or Policy.start(config, self.progress.phase, world))
         world.barrier()  # nothing is written before all have looked at what is there
@@ -196,8 +199,6 @@ class GRPOTrainer:
         config = self.config
         arguments = {"codec": self.policy.qwen.codec, **config.env_arguments()}
         with ExitStack() as open_sources:
-            if config.workers and self.world.size > 1:
-                raise ValueError(f"workers {config.workers}: on several ranks each would make the tasks of all; use 0")
             if config.workers:
                 (first,) = make_envs(config.env, 1, **arguments)
                 ahead = PrefetchedTasks(first.unwrapped.source, config.workers, 2 * config.prompts_per_step)
@@ -213,7 +214,9 @@ class GRPOTrainer:
         collected = collect(groups, self.policy.qwen.chat, self.config, self.world)
         played = time.perf_counter()
         metrics = collected.metrics | {"time/rollout": played - began}
-        if metrics["mask/tokens_trained"]:
+        self._idle = 0 if metrics["mask/tokens_trained"] else self._idle + 1
+        check_busy(self._idle, metrics)
+        if not self._idle:
             metrics |= updater.step(collected.groups, self.progress.step)
         return metrics | {"time/update": time.perf_counter() - played}
 
@@ -263,8 +266,9 @@ class GRPOTrainer:
         chosen = self.config.env_arguments(evaluation=True) if arguments is None else dict(arguments)
         chosen["blind_episodes"] = None if split == "test" and temperature == 0 else 0
         agent = self._agent(temperature)
+        parallel = min(128, self.config.prompts_per_step * self.config.group_size)
         with self.policy.whole():  # every rank plays all of them, and finds the same
-            return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=128, **chosen)
+            return evaluate_agent(agent, self.config.env, episodes, split=split, parallel=parallel, **chosen)
 
     def _evaluate_both(self, when: str) -> None:
         """Greedy and sampled held-out metrics to `<when>.json`, greedy episodes to `<when>.jsonl`."""
@@ -302,6 +306,17 @@ class GRPOTrainer:
             words.append(self.world.rank)
         number = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
         self.sampler.generator.manual_seed(int(number) >> 1)
+
+
+def _check_machine(config: TrainConfig, world: World) -> None:
+    """Refuses what this machine, or so many ranks, cannot do."""
+    device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {config.device}: torch finds no GPU")
+    if config.attention == "flex_attention" and device.type == "cpu":
+        raise ValueError("attention flex_attention: it has no backward pass on a CPU; use sdpa")
+    if config.workers and world.size > 1:
+        raise ValueError(f"workers {config.workers}: on several ranks each would make the tasks of all; use 0")
 
 
 def _ramp(step: int, warmup: int, steps: int, decay_share: float, final: float) -> float:

@@ -16,6 +16,7 @@ from rl.batch import Sample
 from rl.collect import Collected, _attempt, collect, totals, varying
 from rl.config import TrainConfig
 from rl.distributed import World
+from rl.errors import TrainingStopped
 from rl.loss import Totals
 
 CODEC = default_codec()
@@ -293,5 +294,5 @@ def test_a_group_of_which_no_token_is_trained_on_leaves_no_number_free() -> None
 
 def test_a_difficulty_part_that_nothing_is_paid_in_is_refused_by_name() -> None:
     group = [played(0.0, parts={"iou": 0.0}), played(2.0, parts={"iou": 1.0})]
-    with pytest.raises(ValueError, match="difficulty_part: no episode has reward/iuo, but reward/iou, reward/total"):
+    with pytest.raises(TrainingStopped, match="such as reward/iuo; found parts .'reward/iou', 'reward/total'"):
         collect([group], CHAT, config_of(difficulty_part="iuo"))

@@ -24,8 +24,10 @@ from rl.guards import (
     KINDS,
     LEAST_SIGHT,
     MOST_DRIFT,
+    MOST_IDLE,
     TrainingStopped,
     batch_kinds,
+    check_busy,
     check_counts,
     check_drift,
     check_finite,
@@ -379,3 +381,13 @@ def test_the_batches_of_an_update_and_their_images_keep_their_order(tiny: QwenVL
     guards.save_batches(tmp_path, made, {}, 1)
     for found, expected in zip(load_batches(tmp_path)[0], made, strict=True):
         assert_same(found, expected)
+
+
+# ---------------------------------------------------------------- steps that teach nothing
+
+
+def test_a_run_whose_steps_teach_nothing_is_stopped_with_what_they_ended_in() -> None:
+    metrics = {"reward/total": 0.25, "stop/void": 1.0}
+    check_busy(MOST_IDLE - 1, metrics)
+    with pytest.raises(TrainingStopped, match=f"steps {MOST_IDLE}, mean reward 0.25, stop/void 1.0"):
+        check_busy(MOST_IDLE, metrics)

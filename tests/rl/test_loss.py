@@ -471,11 +471,14 @@ def test_every_choice_changes_loss_and_gradient(name: str) -> None:
             assert gradient != pytest.approx(other_gradient, rel=1e-4)
 
 
-def test_the_presets_are_six_different_objectives() -> None:
-    assert list(PRESETS) == ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo"]
-    gradients = [tuple(outcome(objective)[1]) for objective in PRESETS.values()]
+def test_the_presets_of_papers_are_six_different_objectives() -> None:
+    """And the default, whose loss is DAPO's: only its advantages differ."""
+    papers = {name: preset for name, preset in PRESETS.items() if name != "undivided"}
+    assert list(papers) == ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo"]
+    assert PRESETS["undivided"] == replace(PRESETS["dapo"], std="off")
+    gradients = [tuple(outcome(objective)[1]) for objective in papers.values()]
     assert len(set(gradients)) == 6
-    numbers = [(preset.clip_low, preset.clip_high, preset.beta) for preset in PRESETS.values() if preset.clip != "off"]
+    numbers = [(preset.clip_low, preset.clip_high, preset.beta) for preset in papers.values() if preset.clip != "off"]
     assert numbers == [(0.2, 0.2, 0.04), (0.2, 0.2, 0.0), (0.2, 0.28, 0.0), (3e-4, 4e-4, 0.0), (1.0, 4.0, 0.0)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,10 @@ def test_gradient_checkpointing_makes_layers_run_again_and_changes_nothing(tmp_p
     torch.testing.assert_close(found[1][1], found[0][1], atol=1e-6, rtol=1e-5)
 
 
-def test_the_attention_is_the_one_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["tiny", "scratch"])
+def test_the_attention_is_the_one_asked_for(tmp_path: Path, start: str) -> None:
     for attention, name in (("sdpa", BRANCHED), ("flex_attention", FLEX)):
-        policy = Policy.start(config_of(tmp_path, attention=attention), "grpo")
+        policy = Policy.start(config_of(tmp_path, start=start, attention=attention), "grpo")
         assert policy.qwen.model.config.text_config._attn_implementation == name
 
 
@@ -205,3 +207,24 @@ def test_saving_whole_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="full"):
         policy.save_whole(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_adapters_of_another_size_are_refused_by_name(tmp_path: Path) -> None:
+    policy = Policy.start(config_of(tmp_path, **ADAPTED), "sft")
+    policy.checkpoint(tmp_path, Progress("sft", 1))
+    (path,) = checkpoints(tmp_path)
+    for settings, said in (
+        ({"lora_rank": 5, "lora_alpha": 6.0}, "lora_rank 5, but its adapters have 3"),
+        ({"lora_rank": 3, "lora_alpha": 7.0}, "lora_alpha 7.0, but its adapters have 6.0"),
+        ({"lora_rank": 0}, "it holds adapters, but lora_rank is 0"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            Policy.resume(config_of(tmp_path, **settings), path)
+
+
+def test_adapters_are_not_put_on_another_model_where_their_own_is_gone(tmp_path: Path) -> None:
+    policy = Policy.start(config_of(tmp_path, **ADAPTED), "sft").next_phase("grpo")
+    policy.checkpoint(tmp_path, Progress("grpo", 1))
+    shutil.rmtree(tmp_path / COLD_START)
+    with pytest.raises(CheckpointError, match="cold_start, the model under its adapters, is gone"):
+        Policy.resume(policy.config, checkpoints(tmp_path)[-1])

@@ -67,9 +67,21 @@ def test_two_ranks_log_what_one_process_logs(outcomes: dict[str, Any], kind: str
 
 
 SETTINGS: Final = {
-    "start": "tiny", "cold_start": "true", "sft_tasks": 6, "sft_questions": 2, "sft_rows": 3, "sft_steps": 2,
-    "sft_probe_every": 2, "sft_probe_episodes": 3, "steps": 2, "prompts_per_step": 3, "group_size": 4,
-    "eval_episodes": 3, "eval_every": 0, "save_every": 1, "show_every": 2,
+    "start": "tiny",
+    "cold_start": "true",
+    "sft_tasks": 6,
+    "sft_questions": 2,
+    "sft_rows": 3,
+    "sft_steps": 2,
+    "sft_probe_every": 2,
+    "sft_probe_episodes": 3,
+    "steps": 2,
+    "prompts_per_step": 3,
+    "group_size": 4,
+    "eval_episodes": 3,
+    "eval_every": 0,
+    "save_every": 1,
+    "show_every": 2,
 }
 """A run from the command, in seconds."""
 

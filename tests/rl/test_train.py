@@ -20,7 +20,7 @@ from agents.qwen_vl import QwenVL, save_qwen_vl
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
 from rl.tracker import read_metrics
-from rl.train import ProgressBars, main
+from rl.train import ProgressBars, main, usage
 
 SIZES = {
     "sft_tasks": 6,
@@ -157,7 +157,7 @@ def test_a_run_may_start_from_a_directory(
 
 def test_each_phase_has_a_bar_that_shows_how_far_it_is_and_how_good() -> None:
     file = io.StringIO()
-    with ProgressBars(Console(file=file, width=200, force_terminal=False)) as bars:
+    with ProgressBars(Console(file=file, width=200, force_terminal=True, color_system=None)) as bars:
         bars("sft", 30, 40, {"loss/sft": 1.234, "gradient/norm": 9.9, "probe/reward/iou": 0.5})
         bars("sft", 31, 40, {"loss/sft": 1.111})
         bars("grpo", 2, 50, {"reward/total": 0.75})
@@ -168,3 +168,32 @@ def test_each_phase_has_a_bar_that_shows_how_far_it_is_and_how_good() -> None:
     assert "loss 1.11  probe iou 0.50" in shown
     assert "reward 0.75" in shown
     assert "9.9" not in shown
+
+
+def test_where_no_bar_can_be_shown_there_is_a_line_now_and_then() -> None:
+    file = io.StringIO()
+    with ProgressBars(Console(file=file, width=40, force_terminal=False)) as bars:
+        for step in range(1, 121):
+            bars("grpo", step, 120, {"reward/total": step / 100, "reward/iou": 0.5})
+    assert file.getvalue().splitlines() == [
+        "grpo 50/120  reward 0.50  iou 0.50",
+        "grpo 100/120  reward 1.00  iou 0.50",
+        "grpo 120/120  reward 1.20  iou 0.50",
+    ]
+
+
+def test_help_names_every_option_with_its_default() -> None:
+    shown = usage()
+    for item in fields(TrainConfig):
+        assert f"--{item.name} {item.default!r}" in shown
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rl.trainer.GRPOTrainer.train", interrupted)
+    assert main([f"--output={tmp_path}"]) == 130
+    assert f"go on with --resume --output {tmp_path}" in capsys.readouterr().err

@@ -24,7 +24,9 @@ from mimgenv.tasks.prefetch import PrefetchedTasks
 from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
+from rl.distributed import World
 from rl.errors import TrainingStopped
+from rl.guards import MOST_IDLE
 from rl.policy import Policy
 from rl.tracker import read_metrics
 from rl.trainer import GRPOTrainer, Result
@@ -372,6 +374,30 @@ def test_a_cold_start_that_is_no_number_stops_the_run_before_the_weights_change(
     with pytest.raises(TrainingStopped, match="finite"):
         GRPOTrainer(config).train()
     assert (tmp_path / "run" / "nan" / "step-1").is_dir()
+
+
+def test_a_run_that_trains_no_token_step_after_step_is_stopped(whims: str, tmp_path: Path) -> None:
+    config = small(tmp_path, env=whims, cold_start=False, steps=30, keep_stops=("answered",), eval_every=0)
+    with pytest.raises(TrainingStopped, match="at least one group has rewards that vary"):
+        GRPOTrainer(config).train()
+    assert len(read_metrics(tmp_path)) == MOST_IDLE - 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"device": "cuda"}, "device cuda: torch finds no GPU"),
+        ({"attention": "flex_attention"}, "it has no backward pass on a CPU"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_at_once(tmp_path: Path, settings: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        GRPOTrainer(small(tmp_path, **settings))
+
+
+def test_workers_are_refused_on_several_ranks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each would make the tasks of all"):
+        GRPOTrainer(small(tmp_path, workers=1), world=World(0, 2))
 
 
 def test_kept_gigabytes_are_what_the_sampler_may_keep(tmp_path: Path) -> None:
