@@ -44,7 +44,8 @@ class ProgressBars:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def __call__(self, phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar of a phase; where no bar can be shown, there is a line now and then."""

@@ -49,7 +49,7 @@ def test_branches_by_hand() -> None:
     assert found.prefix == 2
     assert found.rows.tolist() == [0, 0, 1, 1, 1]
     assert found.places.tolist() == [[2, 3], [4, 0], [1, 2], [3, 0], [4, 5]]
-    assert found.real.tolist() == [[True, True], [True, False]] + [[True, True], [True, False], [True, True]]
+    assert found.real.tolist() == [[True, True], [True, False], [True, True], [True, False], [True, True]]
     assert found.flat.tolist() == [2, 3, 4, 7, 8, 9, 10, 11]
     lines = ["".join(".x"[on] for on in line) for line in found.mask[:, 0].flatten(0, 1).tolist()]
     assert lines[:4] == ["xxx.", "xxxx", "xxx.", "xxxx"]
