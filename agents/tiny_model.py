@@ -88,7 +88,7 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_qwen_vl(seed: int = 0, family: str = FAMILY, attention: str = "sdpa") -> QwenVL:
-    """A fresh model of a family, such as `qwen3_vl`; `seed` decides its weights, `attention` is as in `load_qwen_vl`."""
+    """A fresh model of a family, such as `qwen3_vl`; `seed` decides its weights. `attention`: see `load_qwen_vl`."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     tokenizer = tiny_tokenizer()
