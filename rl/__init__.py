@@ -29,7 +29,7 @@ _EXPORTS: Final = {
     "group_advantages": "rl.advantage",
     "pack": "rl.batch",
     "policy_loss": "rl.loss",
-    "read_config": "rl.config",
+    "read_config": "rl.settings",
     "sft_step": "rl.sft",
     "token_log_probs": "rl.log_probs",
     "token_weights": "rl.loss",

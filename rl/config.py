@@ -1,17 +1,11 @@
-"""The configuration of a run: one flat record, from defaults, a TOML recipe and `--key value`, in that order.
+"""The configuration of a run: one flat record of all settings, with the ranges and combinations that can work.
 
-Knows names, types and ranges; nothing else reads a command line or a file of settings. An unknown key is an error.
+Where settings come from is in settings.py.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rl.masking import KEEP_STOPS
@@ -23,9 +17,6 @@ DTYPES: Final = ("float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("sdpa", "flex_attention")
 PARALLEL: Final = ("ddp", "fsdp2")
 LOSSES: Final = ("undivided", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
-CONFIG: Final = "config.json"
-"""What a run writes its settings to."""
-
 
 _LEAST: Final = {
     "sft_tasks": 3,  # a third of them in each easier stage
@@ -51,14 +42,6 @@ OBJECTIVE: Final = (
     *("beta", "kl", "unbiased_kl", "correction", "correction_cap"),
 )
 """Options that stand in for those of the preset `loss`."""
-
-REFUSED: Final = {
-    "top_p": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
-    "top_k": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
-    "min_p": "training samples from the whole distribution: log-probs of a truncated one are not the policy's",
-    "lora_vision": "adapters are put on the language model only: vLLM loads none of a vision tower",
-}
-"""Options that other trainers have and this one cannot offer, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,91 +270,3 @@ class TrainConfig:
             "reward": self.reward,
         }
         return {name: value for name, value in chosen.items() if value is not None}
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-
-
-def _convert(name: str, text: str, annotation: Any) -> Any:
-    """A command-line word as the type of its field."""
-    options = _options(annotation)
-    if text.lower() == "none" and type(None) in options:
-        return None
-    if any(typing.get_origin(option) is tuple for option in options) and ("," in text or str not in options):
-        return tuple(part for part in text.split(",") if part)
-    if bool in options:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"--{name} {text}: true or false")
-        return text.lower() == "true"
-    for kind in (int, float):
-        if kind in options:
-            try:
-                return kind(text)
-            except ValueError:
-                raise ValueError(f"--{name} {text}: not {'a whole number' if kind is int else 'a number'}") from None
-    return text
-
-
-def _check_names(names: Iterable[str], where: str) -> None:
-    known = {item.name for item in fields(TrainConfig)}
-    for name in sorted(REFUSED.keys() & set(names)):
-        raise ValueError(f"{where}: {name} is not offered: {REFUSED[name]}")
-    unknown = sorted(set(names) - known)
-    if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-
-
-def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:
-    """A value of a recipe as the type of its field; a list is a tuple, a whole number is a number too."""
-    value = tuple(value) if isinstance(value, list) else value
-    options = _options(annotation)
-    words = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-    if type(value) in options or (words and any(typing.get_origin(option) is tuple for option in options)):
-        return value
-    if float in options and type(value) is int:
-        return float(value)
-    raise ValueError(f"{where}: {name} {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
-
-
-def _from_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings from a recipe or a run's own file, with names and types checked."""
-    _check_names(table, where)
-    annotations = typing.get_type_hints(TrainConfig)
-    return {name: _typed(name, value, annotations[name], where) for name, value in table.items()}
-
-
-def resumed_settings(words: Sequence[str]) -> dict[str, Any]:
-    """The settings that the run in `--output` was started with.
-
-    Raises:
-        FileNotFoundError: If there is no run.
-    """
-    path = Path(read_config(words).output) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no run to resume")
-    written = json.loads(path.read_text("utf-8"))
-    return _from_table({name: value for name, value in written.items() if value is not None}, str(path))
-
-
-def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> TrainConfig:
-    """From command-line words: `[recipe.toml] [--key value …]`, on top of `base`.
-
-    Raises:
-        ValueError: On an unknown key, a value of the wrong type, or a combination that cannot work.
-    """
-    rest = list(words)
-    settings: dict[str, Any] = dict(base or {})
-    annotations = typing.get_type_hints(TrainConfig)
-    if rest and not rest[0].startswith("--"):
-        path = Path(rest.pop(0))
-        settings |= _from_table(tomllib.loads(path.read_text("utf-8")), str(path))
-    while rest:
-        word = rest.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not word.startswith("--") or (not equals and not rest):
-            raise ValueError(f"{word}: expected --key value")
-        _check_names([name], word)
-        settings[name] = _convert(name, text if equals else rest.pop(0), annotations[name])
-    return TrainConfig(**settings)

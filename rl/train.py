@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from safetensors import SafetensorError
 
 from mimgenv.errors import MimgenvError
-from rl.config import TrainConfig, read_config, resumed_settings
+from rl.config import TrainConfig
 from rl.errors import CheckpointError, TrainingStopped
+from rl.settings import read_config, resumed_settings
 
 if TYPE_CHECKING:
     from rl.trainer import GRPOTrainer

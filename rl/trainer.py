@@ -30,10 +30,11 @@ from mimgenv.viewer import ShownEpisode
 from rl.batch import parts
 from rl.checkpoint import Progress, checkpoints, read_checkpoint
 from rl.collect import Group, collect, varying
-from rl.config import CONFIG, TrainConfig
+from rl.config import TrainConfig
 from rl.distributed import ALONE, World
 from rl.guards import check_busy
 from rl.policy import COLD_START, SCRATCH, Policy
+from rl.settings import CONFIG
 from rl.sft import STAGE_IOU, ColdStart, sft_step
 from rl.tracker import Tracker
 from rl.update import Updater

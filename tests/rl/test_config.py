@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from rl.config import LOSSES, OBJECTIVE, TrainConfig, read_config
+from rl.config import LOSSES, OBJECTIVE, TrainConfig
 from rl.loss import PRESETS, Objective
 from rl.masking import KEEP_STOPS
+from rl.settings import read_config
 
 COUNTS = ("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "prompts_per_step")
 COUNTS += ("max_turn_tokens", "eval_episodes", "save_every")
