@@ -94,7 +94,7 @@ def test_an_intersection_lies_in_both_boxes_or_is_empty(a: Box, b: Box) -> None:
         ((3000, 5000), (2772, 4620)),  # above the greatest: 99 and 165 times 28
     ],
 )
-def test_smart_resize_gives_the_sizes_of_qwen2_vls_image_processor(size: tuple[int, int], resized: tuple[int, int]) -> None:
+def test_smart_resize_gives_the_sizes_of_qwen2_vls_processor(size: tuple[int, int], resized: tuple[int, int]) -> None:
     assert smart_resize(*size) == resized
 
 
