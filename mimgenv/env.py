@@ -74,7 +74,7 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         left); at the end `success` (bool).
 
     Arguments:
-        source: None for rendered tasks, or such as `odinw:/path/to/folder`.
+        source: None for rendered tasks, or `odinw:/path/to/folder` or `curated:/path/to/file.jsonl`.
         tasks: Task types to serve, or a group of them: `grounding` or `qa`; None for all.
         difficulty: 1 to 5; None for the ordinary range; or a schedule, such as a `mimgenv.Curriculum`, which is told
             of each success. Rendered tasks only.

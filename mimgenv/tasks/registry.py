@@ -14,7 +14,7 @@ from mimgenv.tasks.siblings import siblings
 from mimgenv.tasks.source import TaskSource
 from mimgenv.types import Task
 
-SOURCES: Final = ("odinw",)
+SOURCES: Final = ("odinw", "curated")
 """What may stand before the colon of a source string."""
 
 TASK_GROUPS: Final = {"grounding": GROUNDING_TYPES, "qa": QA_TYPES}
@@ -32,7 +32,7 @@ def open_source(
     """Opens `source`, or the rendered tasks where it is None.
 
     Args:
-        source: None, `odinw:/path/to/folder`, or a source of your own.
+        source: None, `odinw:/path/to/folder`, `curated:/path/to/file.jsonl`, or a source of your own.
         world: Of rendered tasks; None for the ordinary worlds in turn.
         tasks: Names of task types, one name, or a group: `grounding` or `qa`; None for all.
         split: Of rendered tasks.
@@ -51,11 +51,16 @@ def open_source(
     if not isinstance(source, str):
         return source
     kind, _, path = source.partition(":")
+    if kind not in SOURCES or not path:
+        raise ConfigurationError(f"source {source!r} is not one of {[f'{name}:/path' for name in SOURCES]}")
+    # What reads photographs is imported only where asked for.
+    if kind == "curated":
+        from mimgenv.datasets.curated_tasks import CuratedTasks
+
+        return CuratedTasks(path, tasks)
     if tasks == "qa":
         raise ConfigurationError(f"{source} has no QA tasks")
-    if kind != "odinw" or not path:
-        raise ConfigurationError(f"source {source!r} is not one of {[f'{name}:/path' for name in SOURCES]}")
-    from mimgenv.datasets.odinw import OdinwTasks  # reads photographs: only where asked for
+    from mimgenv.datasets.odinw import OdinwTasks
 
     return OdinwTasks(path, None if isinstance(tasks, str) else tasks)
 
@@ -78,6 +83,10 @@ def load_task(task_id: str) -> Task:
         from mimgenv.datasets.odinw import load_odinw_task
 
         task = load_odinw_task(base)
+    elif base.startswith("curated:"):
+        from mimgenv.datasets.curated_tasks import load_curated_task
+
+        task = load_curated_task(base)
     else:
         raise TaskError(f"no such task: {task_id}")
     if match is None:
