@@ -1,0 +1,1 @@
+"""Makes multi-image questions with a system of agents, and lets a person verify them."""
