@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +56,7 @@ def draw_curve(folder: Path) -> None:
     rows = read_metrics(folder)
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
     (scores, rewards), (ends, policy) = axes
-    _draw_scores(scores, rows)
+    _draw_scores(scores, rows, folder)
     steps, values = _series(rows, "grpo", "reward/total")
     rewards.plot(steps, values, alpha=0.2, color="tab:blue")
     parts = [key for key in _keys(rows, "reward/") if key not in ("reward/total", "reward/deviation")]
@@ -69,21 +71,34 @@ def draw_curve(folder: Path) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1]:
-            axis.legend(loc="best", fontsize=8)
+            axis.legend(loc="lower right" if axis is scores else "best", fontsize=7)
     figure.savefig(folder / CURVE, dpi=120)
     pyplot.close(figure)
 
 
-def _draw_scores(axis: Any, rows: Rows) -> None:
-    switch = max((row["step"] for row in rows if row["phase"] == "sft"), default=0)
+def _draw_scores(axis: Any, rows: Rows, folder: Path) -> None:
+    cold_start = [row for row in rows if row["phase"] == "sft"]
+    switch = max((row["step"] for row in cold_start), default=0)
     for key, label in (("probe/reward/iou", "cold start, probe"), ("probe/reward/format", "format, probe")):
         axis.plot(*_series(rows, "sft", key), marker=".", label=label)
-    axis.plot(*_series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, held out")
+    axis.plot(*_series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, val")
     steps, values = _series(rows, "grpo", "reward/iou", switch)
     axis.plot(steps, _smooth(values), label="GRPO, training (sampled)")
     axis.set(xlabel="update", ylabel="IoU, or share well formed", ylim=(0, 1.02), title="Grounding")
+    for earlier, later in pairwise(cold_start):
+        if earlier.get("stage") != later.get("stage"):
+            label = "harder tasks" if later["stage"] == 1 else None  # once in the legend
+            axis.axvline(later["step"], color="gray", linewidth=0.5, label=label)
     if switch:
         axis.axvline(switch, color="gray", linestyle=":", label="cold start ends")
+    steps = [switch, switch + sum(row["phase"] == "grpo" for row in rows)]
+    told = [_told(folder / f"{when}.json") for when in ("before", "after")]
+    axis.plot(steps, told, "k*", markersize=10, label="test, before and after")
+
+
+def _told(path: Path) -> float:
+    """The greedy IoU of an evaluation; NaN, which is not drawn, where there is none."""
+    return float(json.loads(path.read_text())["greedy"].get("reward/iou", "nan")) if path.is_file() else float("nan")
 
 
 def write_episodes(folder: Path) -> None:

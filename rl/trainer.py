@@ -42,8 +42,8 @@ from rl.update import Updater
 TASKS_PER_SEED: Final = 2**24
 """GRPO's tasks of run seed s begin at (s + 1) times this, beyond those of any cold start."""
 MODEL: Final = "model"
-SHOWN: Final = 8
-"""Episodes of a step that are shown, where any are."""
+SHOWN: Final = 16
+"""Episodes of a step that are shown, where any are: whole groups, so that attempts at one task can be compared."""
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Called after every update with phase, update, most updates of the phase, and metrics."""
@@ -226,13 +226,13 @@ class GRPOTrainer:
         config = self.config
         self._begin_sampling("grpo", self.progress.step)
         groups: list[Group] = []
-        shown: list[ShownEpisode] = []
+        shown: dict[int, ShownEpisode] = {}
         tasks, step = self.progress.tasks, self.progress.step + 1
         due = config.show_every > 0 and step % config.show_every == 0
 
         def show(index: int, env: Any, trajectory: Trajectory) -> None:
-            if due and index % config.group_size == 0 and len(shown) < SHOWN:
-                shown.append(ShownEpisode(record_of(trajectory, env.unwrapped, "policy"), trajectory.images))
+            if due and index < max(SHOWN, config.group_size) and index not in shown:
+                shown[index] = ShownEpisode(record_of(trajectory, env.unwrapped, "policy"), trajectory.images)
 
         for _ in range(1 + config.refill):
             first = (config.seed + 1) * TASKS_PER_SEED + tasks
@@ -245,7 +245,7 @@ class GRPOTrainer:
             if varying(groups, config, self.world).sum() >= config.prompts_per_step:
                 break
         if due and self.world.is_main:
-            self.tracker.show("grpo", step, shown)
+            self.tracker.show("grpo", step, [shown[index] for index in sorted(shown)])
         self.progress = replace(self.progress, step=step, tasks=tasks)
         return groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,17 @@ def test_the_curve_shows_the_metrics_over_all_updates(tmp_path: Path, monkeypatc
     lines = curves(tmp_path, monkeypatch)
     assert lines["cold start, probe"] == ([2, 4], [0.25, 0.5])
     assert lines["format, probe"] == ([2, 4], [0.5, 0.75])
-    assert lines["GRPO, held out"] == ([6], [0.625])
+    assert lines["GRPO, val"] == ([6], [0.625])
     assert lines["GRPO, training (sampled)"] == ([5, 6], [0.5, 0.9 * 0.5 + 0.1 * 1.0])
     assert lines["total"] == ([1, 2], [1.0, 0.9 * 1.0 + 0.1 * 2.0])
     assert lines[None] == ([1, 2], [1.0, 2.0])
+
+
+def test_the_curve_shows_what_is_reported_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(tmp_path, [*SFT, *GRPO])
+    for when, iou in (("before", 0.25), ("after", 0.75)):
+        (tmp_path / f"{when}.json").write_text(json.dumps({"greedy": {"reward/iou": iou}}))
+    assert curves(tmp_path, monkeypatch)["test, before and after"] == ([4, 6], [0.25, 0.75])
 
 
 def test_the_curve_shows_the_parts_the_stops_and_the_policy_where_they_were_logged(
