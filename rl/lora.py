@@ -35,7 +35,7 @@ def has_lora(qwen: QwenVL) -> bool:
     return any(isinstance(module, LoraLayer) for module in qwen.model.modules())
 
 
-def add_lora(qwen: QwenVL, rank: int, alpha: float, *, seed: int, dropout: float = 0.0) -> None:
+def add_lora(qwen: QwenVL, rank: int, alpha: float, *, seed: int) -> None:
     """Puts an adapter on every linear layer of the language model, in place, and freezes all else (arXiv 2106.09685).
 
     The model says the same as before until the first update: of the two factors of an adapter one begins at zero.
@@ -46,18 +46,15 @@ def add_lora(qwen: QwenVL, rank: int, alpha: float, *, seed: int, dropout: float
         rank: Of the factors, at least 1.
         alpha: What the adapter adds is scaled by alpha / rank.
         seed: Of the other factor's first values.
-        dropout: On what goes into the adapter, in training mode; in [0, 1).
 
     Raises:
-        ValueError: If the rank, alpha or dropout is out of range, or there is an adapter already.
+        ValueError: If the rank or alpha is out of range, or there is an adapter already.
     """
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        rule = "LoRA needs a rank of 1 or more, an alpha above 0 and a dropout in [0, 1)"
-        raise ValueError(f"{rule}, not {rank}, {alpha} and {dropout}")
+    if rank < 1 or alpha <= 0:
+        raise ValueError(f"LoRA needs a rank of 1 or more and an alpha above 0, not {rank} and {alpha}")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=dropout,
         target_modules=_targets(qwen.model),
         base_model_name_or_path=qwen.model.config._name_or_path or None,
     )
@@ -66,10 +63,10 @@ def add_lora(qwen: QwenVL, rank: int, alpha: float, *, seed: int, dropout: float
         _inject(qwen, config)
 
 
-def lora_settings(qwen: QwenVL) -> tuple[int, float]:
-    """Rank and alpha of the adapter that the model has."""
+def lora_settings(qwen: QwenVL) -> dict[str, float]:
+    """Rank and alpha of the adapter that the model has, by the names of a run's settings."""
     config = qwen.model.peft_config[ADAPTER]
-    return config.r, float(config.lora_alpha)
+    return {"lora_rank": config.r, "lora_alpha": float(config.lora_alpha)}
 
 
 @contextmanager

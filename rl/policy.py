@@ -45,7 +45,7 @@ class Policy:
     """
 
     def __init__(self, qwen: QwenVL, config: TrainConfig, phase: str, world: World = ALONE) -> None:
-        self.qwen, self.config, self.phase, self.world = qwen, config, phase, world
+        self.qwen, self.config, self.world = qwen, config, world
         self._choose_trained()
         if config.gradient_checkpointing:
             model = qwen.model  # the old name warns where the new one is known
@@ -93,8 +93,7 @@ class Policy:
             qwen = _under_adapter(config, progress.phase, path) if config.lora_rank else _load(str(path), config)
             if config.lora_rank:
                 load_adapter(qwen, str(path))
-                found = {"lora_rank": lora_settings(qwen)[0], "lora_alpha": lora_settings(qwen)[1]}
-                for name, value in found.items():
+                for name, value in lora_settings(qwen).items():
                     if value != getattr(config, name):
                         raise CheckpointError(path, f"{name} {getattr(config, name)}, but its adapters have {value}")
         policy = cls(qwen, config, progress.phase, world)
@@ -167,8 +166,9 @@ class Policy:
 
     def checkpoint(self, folder: Path, progress: Progress) -> None:
         """Saves all that it takes to go on: of a model with an adapter the adapter alone. All ranks take part."""
-        state, tensors = self._state(), self._replicas.optimizer_tensors(self.optimizer)
-        save = save_adapter if self.config.lora_rank else save_merged
+        adapters = bool(self.config.lora_rank)
+        state, tensors = self._state(only_trained=adapters), self._replicas.optimizer_tensors(self.optimizer)
+        save = save_adapter if adapters else save_merged
         if self.world.is_main:
             write_checkpoint(folder, progress, tensors, lambda path: save(self.qwen, str(path), state))
         self.world.barrier()
@@ -185,9 +185,9 @@ class Policy:
             os.replace(partial, path)
         self.world.barrier()
 
-    def _state(self) -> dict[str, Tensor] | None:
+    def _state(self, only_trained: bool = False) -> dict[str, Tensor] | None:
         """The weights of a model that is spread over ranks, on rank 0; None where every rank holds all of them."""
-        return self._replicas.weights() if self.world.size > 1 else None
+        return self._replicas.weights(only_trained) if self.world.size > 1 else None
 
 
 def _load(path: str, config: TrainConfig) -> QwenVL:

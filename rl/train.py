@@ -127,9 +127,9 @@ def main(words: Sequence[str] | None = None) -> int:
             return _said(error) if main_rank else 2
         try:
             result = trainer.train()
-        except (TrainingStopped, CheckpointError, MimgenvError, gym.error.Error, OSError, SafetensorError) as error:
+        except (TrainingStopped, CheckpointError, MimgenvError, gym.error.Error) as error:
             return _said(error)
-        except FloatingPointError as error:  # from the sampler
+        except (OSError, SafetensorError, FloatingPointError) as error:  # of the disk, and of the sampler
             return _said(error)
         except KeyboardInterrupt:
             _said(KeyboardInterrupt(f"stopped; go on with --resume --output {config.output}"))

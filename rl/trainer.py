@@ -242,7 +242,7 @@ class GRPOTrainer:
                 trajectories = run_episodes(self._agent(config.temperature), envs, starts, on_finish=show)
             groups += parts(trajectories, config.group_size)
             tasks += config.prompts_per_step
-            if varying(groups, config, self.world).sum() >= config.prompts_per_step:
+            if config.refill and varying(groups, config, self.world).sum() >= config.prompts_per_step:
                 break
         if due and self.world.is_main:
             self.tracker.show("grpo", step, [shown[index] for index in sorted(shown)])

@@ -105,17 +105,16 @@ class Updater:
     ) -> dict[str, float]:
         """One step of the optimiser."""
         world = self.policy.world
-        divided = everyones(totals(groups, self.config.divide_by_masked), world)
         trained = everyones(totals(groups, count_masked=False), world)
         if not trained.tokens:
             return {}
+        divided = everyones(totals(groups, count_masked=True), world) if self.config.divide_by_masked else trained
         sums: Counter[str] = Counter()
         found: list[Tensor] = []
         self.policy.backward([partial(self._loss, given, divided, sums, found) for given in passes])
-        metrics = world.total(sums)
-        metrics = {"loss/policy": metrics.pop("policy", 0.0)} | {
-            f"loss/{name}": value / max(trained.tokens, 1) for name, value in metrics.items()
-        }
+        summed = world.total(sums)
+        metrics = {"loss/policy": summed.pop("policy")}
+        metrics |= {f"loss/{name}": value / trained.tokens for name, value in summed.items()}
         metrics["gradient/norm"] = self.policy.clip()
         batches = [given.batch for given in passes]
         check_finite(metrics, batches, self.policy.folder, number)

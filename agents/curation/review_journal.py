@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimgenv.datasets.curated import VERDICTS, Item, Review, check_images, item_json, item_of
-from mimgenv.datasets.curated_files import drop_torn_line, line_of, read_items, read_lines, write_items
+from mimgenv.datasets.curated_files import drop_torn_line, line_of, read_items, read_lines, sync_folder, write_items
 from mimgenv.errors import DatasetError, MimgenvError
 
 VERSION: Final = 1
@@ -96,7 +96,7 @@ class Journal:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             drop_torn_line(path)
             self.verdicts = [_verdict_of(path, number, row) for number, row in read_lines(path)]
             self._end_line()
@@ -265,7 +265,6 @@ class ReviewedSet:
         due = {n: self.items[n] for n, item in found.items() if self._written.get(n) == item != self.items[n]}
         if due:
             write_items(self.path, (found | due).values())
-            _sync_folder(self.path.parent)
             self._written |= due
         return len(due)
 
@@ -286,15 +285,6 @@ def _checked(edit: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, An
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes new names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

@@ -105,13 +105,23 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Puts a file in the place of another in one step."""
+    """Puts a file in the place of another in one step, for good when this returns."""
     beside = path.with_name(path.name + ".new")
     with open(beside, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def append_text(path: Path, text: str) -> None:

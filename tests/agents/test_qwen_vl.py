@@ -44,25 +44,14 @@ def conversation(image_id: int, images: int) -> list[int]:
 FIRST, SECOND, THIRD = (photograph(84, 84, seed) for seed in (1, 2, 3))
 
 
-def count_encodes(qwen: QwenVL) -> list[int]:
-    """Grows by one number, how many images, with each pass of the model's vision tower."""
-    seen: list[int] = []
-    inner = qwen.model.model.get_image_features
-
-    def counted(pixels: Any, thw: Any, **more: Any) -> Any:
-        seen.append(len(thw))
-        return inner(pixels, thw, **more)
-
-    qwen.model.model.get_image_features = counted
-    return seen
-
-
 def frozen(qwen: QwenVL) -> QwenVL:
     qwen.model.model.visual.requires_grad_(False)
     return qwen
 
 
-def test_equal_images_are_encoded_once(make_qwen: Callable[..., QwenVL]) -> None:
+def test_equal_images_are_encoded_once(
+    make_qwen: Callable[..., QwenVL], count_encodes: Callable[..., list[int]]
+) -> None:
     qwen = make_qwen()
     seen = count_encodes(qwen)
     features = qwen.encode_images([FIRST, SECOND, FIRST.copy(), SECOND, FIRST])
@@ -72,7 +61,9 @@ def test_equal_images_are_encoded_once(make_qwen: Callable[..., QwenVL]) -> None
     assert seen == [2]
 
 
-def test_under_a_frozen_tower_an_image_is_encoded_once_whatever_the_passes(make_qwen: Callable[..., QwenVL]) -> None:
+def test_under_a_frozen_tower_an_image_is_encoded_once_whatever_the_passes(
+    make_qwen: Callable[..., QwenVL], count_encodes: Callable[..., list[int]]
+) -> None:
     qwen = frozen(make_qwen())
     seen = count_encodes(qwen)
     first = qwen.encode_images([FIRST, SECOND])
@@ -88,7 +79,9 @@ def test_under_a_frozen_tower_an_image_is_encoded_once_whatever_the_passes(make_
     assert not any(features.requires_grad for features in last.values())
 
 
-def test_under_a_trained_tower_every_pass_with_gradients_encodes_anew(make_qwen: Callable[..., QwenVL]) -> None:
+def test_under_a_trained_tower_every_pass_with_gradients_encodes_anew(
+    make_qwen: Callable[..., QwenVL], count_encodes: Callable[..., list[int]]
+) -> None:
     qwen = make_qwen()
     seen = count_encodes(qwen)
     with torch.no_grad():
@@ -130,7 +123,9 @@ def test_of_a_trained_tower_nothing_outlives_the_word_that_weights_changed(make_
     assert float((after - before).abs().max()) > 0.01
 
 
-def test_without_a_budget_nothing_is_kept(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+def test_without_a_budget_nothing_is_kept(
+    make_qwen: Callable[..., QwenVL], qwen: QwenVL, count_encodes: Callable[..., list[int]]
+) -> None:
     patcher = qwen.patcher
     bounds = (patcher.min_pixels, patcher.max_pixels, patcher.mean, patcher.std)
     for budget, encodes in ((0, [2, 2]), (1 << 20, [2])):
@@ -154,7 +149,9 @@ def test_an_image_has_the_same_features_to_the_last_bit_whatever_is_encoded_with
             assert torch.equal(qwen._encode([image])[0], features)
 
 
-def test_more_images_than_fit_are_all_served(make_qwen: Callable[..., QwenVL], qwen: QwenVL) -> None:
+def test_more_images_than_fit_are_all_served(
+    make_qwen: Callable[..., QwenVL], qwen: QwenVL, count_encodes: Callable[..., list[int]]
+) -> None:
     patcher, one = qwen.patcher, 9 * 64 * 4
     bounds = (patcher.min_pixels, patcher.max_pixels, patcher.mean, patcher.std)
     made = frozen(QwenVL(make_qwen().model, qwen.tokenizer, *bounds, vision_cache_bytes=2 * one))
@@ -182,7 +179,9 @@ def test_passing_features_on_does_not_change_them(make_qwen: Callable[..., QwenV
     assert torch.equal(qwen.encode_images([FIRST])[digest(FIRST)], before)
 
 
-def test_two_models_that_see_with_one_tower_encode_an_image_once(make_qwen: Callable[..., QwenVL]) -> None:
+def test_two_models_that_see_with_one_tower_encode_an_image_once(
+    make_qwen: Callable[..., QwenVL], count_encodes: Callable[..., list[int]]
+) -> None:
     policy, reference = frozen(make_qwen()), make_qwen()
     expected = reference.encode_images([FIRST])[digest(FIRST)]
     reference.see_with(policy)

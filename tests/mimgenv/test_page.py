@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -22,16 +20,6 @@ from mimgenv.preview import OpenEpisode, ShownEpisode, view_image
 from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord
 from mimgenv.types import Answer, Box, Grounding, Image, ObjectAnnotation, Task, TextAnswer
 from mimgenv.viewer import write_page
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--force-color-profile=srgb",
-)
 
 # What is on the page
 
@@ -108,36 +96,15 @@ EPISODES = (
 # The browser
 
 
-def lacking(reason: str) -> None:
-    """Skips, or fails where a browser is required."""
-    if os.environ.get("MIMGENV_BROWSER") == "required":
-        pytest.fail(f"MIMGENV_BROWSER is required: {reason}")
-    pytest.skip(reason)
-
-
-def test_a_required_browser_that_is_missing_fails_and_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_required_browser_that_is_missing_fails_and_is_not_skipped(
+    lacking: Callable[[str], NoReturn], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MIMGENV_BROWSER", "required")
     with pytest.raises(pytest.fail.Exception, match="no chromium"):
         lacking("no chromium")
     monkeypatch.delenv("MIMGENV_BROWSER")
     with pytest.raises(pytest.skip.Exception, match="no chromium"):
         lacking("no chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        lacking("playwright is not installed")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        lacking(f"none of {', '.join(BROWSERS)} is on the path")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses to run as root
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *sandbox])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import mimgenv
+from agents.qwen_vl import QwenVL
 from mimgenv.env import MultiImageEnv
 from mimgenv.tasks.prefetch import PrefetchedTasks
+from rl.batch import Sample
 
 WHIMS = "Whims-v0"
 
@@ -45,3 +51,32 @@ gym.register(WHIMS, entry_point=Whims, kwargs=mimgenv.ENVIRONMENTS["MultiImageTi
 def whims() -> str:
     """The id of an environment that pays a random policy."""
     return WHIMS
+
+
+def _stock_log_probs(qwen: QwenVL, stock: Any, sample: Sample) -> Tensor:
+    inputs: dict[str, Any] = {}
+    counts = iter(())
+    if sample.images:
+        cut = qwen.patcher
+        bounds = {"min_pixels": cut.min_pixels, "max_pixels": cut.max_pixels, "patch_size": cut.patch}
+        processor = Qwen2VLImageProcessorPil(image_mean=cut.mean.tolist(), image_std=cut.std.tolist(), **bounds)
+        images = processor(images=list(sample.images), return_tensors="pt")
+        inputs = {"pixel_values": images["pixel_values"], "image_grid_thw": images["image_grid_thw"]}
+        counts = iter((images["image_grid_thw"].prod(-1) // 4).tolist())
+    image = qwen.chat.image_id
+    ids: list[int] = []
+    trained: list[int] = []
+    for index, on in zip(sample.ids, sample.mask, strict=True):
+        trained += [len(ids)] if on else []
+        ids += [index] * next(counts) if index == image else [index]
+    full = torch.tensor([ids])
+    logits = stock(input_ids=full, mm_token_type_ids=(full == image).int(), **inputs).logits[0]
+    logits = logits.index_fill(-1, torch.tensor(sorted(qwen.codec.banned_ids)), float("-inf"))
+    where = torch.tensor(trained)
+    return logits.log_softmax(-1)[where - 1].gather(1, full[0, where][:, None])[:, 0]
+
+
+@pytest.fixture(scope="session")
+def stock_log_probs() -> Callable[[QwenVL, Any, Sample], Tensor]:
+    """Of a sample's trained tokens, from a pass of an untouched model over the sample alone."""
+    return _stock_log_probs

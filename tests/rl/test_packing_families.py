@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from agents.qwen_vl import QwenVL, digest
 from agents.tiny_model import mergers, tiny_qwen_vl, whisper
@@ -42,22 +40,6 @@ def fresh(family: str) -> QwenVL:
     for merger in mergers(qwen.model):
         whisper(merger, 1 / 0.15)
     return qwen
-
-
-@pytest.fixture(scope="module")
-def pairs() -> Callable[[str], Any]:
-    """Gives a model of a family and its untouched twin; no test changes them."""
-    made: dict[str, Any] = {}
-
-    def pair(family: str) -> Any:
-        if family not in made:
-            qwen = fresh(family)
-            stock = AutoModelForImageTextToText.from_config(qwen.model.config)
-            stock.load_state_dict(qwen.model.state_dict())
-            made[family] = (qwen, stock.eval())
-        return made[family]
-
-    return pair
 
 
 # ---------------------------------------------------------------- samples
@@ -121,29 +103,6 @@ def one_by_one(qwen: QwenVL) -> Any:
     return torch.cat([log_probs(qwen, [group]) for group in ALONE])
 
 
-def stock_log_probs(qwen: QwenVL, stock: Any, sample: Sample) -> Any:
-    """Of the trained tokens, by an untouched model over the sample alone."""
-    inputs: dict[str, Any] = {}
-    counts = iter(())
-    if sample.images:
-        cut = qwen.patcher
-        bounds = {"min_pixels": cut.min_pixels, "max_pixels": cut.max_pixels, "patch_size": cut.patch}
-        processor = Qwen2VLImageProcessorPil(image_mean=cut.mean.tolist(), image_std=cut.std.tolist(), **bounds)
-        images = processor(images=list(sample.images), return_tensors="pt")
-        inputs = {"pixel_values": images["pixel_values"], "image_grid_thw": images["image_grid_thw"]}
-        counts = iter((images["image_grid_thw"].prod(-1) // 4).tolist())
-    ids: list[int] = []
-    trained: list[int] = []
-    for index, on in zip(sample.ids, sample.mask, strict=True):
-        trained += [len(ids)] if on else []
-        ids += [index] * next(counts) if index == IMAGE else [index]
-    full = torch.tensor([ids])
-    logits = stock(input_ids=full, mm_token_type_ids=(full == IMAGE).int(), **inputs).logits[0]
-    logits = logits.index_fill(-1, torch.tensor(sorted(qwen.codec.banned_ids)), float("-inf"))
-    where = torch.tensor(trained)
-    return logits.log_softmax(-1)[where - 1].gather(1, full[0, where][:, None])[:, 0]
-
-
 def gradients(logprobs: Any, model: Any) -> dict[str, Any]:
     """Of a weighted sum of log-probs, by the name of the weight."""
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -167,40 +126,44 @@ def assert_same_gradients(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_give_the_log_probs_of_one_row_per_sample(pairs: Callable[[str], Any], family: str) -> None:
-    qwen, _ = pairs(family)
+def test_packed_rows_give_the_log_probs_of_one_row_per_sample(twins: Callable[[str], Any], family: str) -> None:
+    qwen, _ = twins(family)
     with torch.no_grad():
         torch.testing.assert_close(log_probs(qwen, GROUPS), one_by_one(qwen), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_give_the_log_probs_of_an_untouched_model(pairs: Callable[[str], Any], family: str) -> None:
-    qwen, stock = pairs(family)
+def test_packed_rows_give_the_log_probs_of_an_untouched_model(
+    twins: Callable[[str], Any], family: str, stock_log_probs: Callable[..., Any]
+) -> None:
+    qwen, stock = twins(family)
     with torch.no_grad():
         expected = torch.cat([stock_log_probs(qwen, stock, sample) for sample in ALL])
         torch.testing.assert_close(log_probs(qwen, GROUPS), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_give_the_gradients_of_an_untouched_model(pairs: Callable[[str], Any], family: str) -> None:
-    qwen, stock = pairs(family)
+def test_packed_rows_give_the_gradients_of_an_untouched_model(
+    twins: Callable[[str], Any], family: str, stock_log_probs: Callable[..., Any]
+) -> None:
+    qwen, stock = twins(family)
     theirs = gradients(torch.cat([stock_log_probs(qwen, stock, sample) for sample in ALL]), stock)
     assert_same_gradients(gradients(log_probs(qwen, GROUPS), qwen.model), theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_group_takes_one_row_only_where_the_model_can_share_a_prompt(
-    pairs: Callable[[str], Any], family: str
+    twins: Callable[[str], Any], family: str
 ) -> None:
-    qwen, _ = pairs(family)
+    qwen, _ = twins(family)
     rows = len(GROUPS) if family in SHARING else len(ALL)
     assert pack(GROUPS, qwen).ids.shape[0] == rows
 
 
 @pytest.mark.parametrize("family", SHARING)
-def test_a_branch_cannot_see_the_images_of_another(pairs: Callable[[str], Any], family: str) -> None:
+def test_a_branch_cannot_see_the_images_of_another(twins: Callable[[str], Any], family: str) -> None:
     """Nor can DeepStack, which adds features to hidden states past the mask of the attention."""
-    qwen, _ = pairs(family)
+    qwen, _ = twins(family)
     first, second, third = zooming_group()
     other = Sample(second.ids, second.mask, second.logprobs, (*second.images[:2], *[picture(64, 64, 99)] * 2))
     with torch.no_grad():
@@ -275,10 +238,10 @@ def test_adapters_learn_from_packed_rows_what_they_learn_from_one_row_per_sample
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_its_adapters_a_model_is_what_it_was_and_merged_it_is_what_it_became(
-    pairs: Callable[[str], Any], family: str
+    twins: Callable[[str], Any], family: str
 ) -> None:
     qwen, wrapped = adapted(family)
-    before, _ = pairs(family)
+    before, _ = twins(family)
     with torch.no_grad():
         learned = log_probs(qwen, GROUPS)
         with wrapped.disable_adapter():
@@ -291,28 +254,17 @@ def test_without_its_adapters_a_model_is_what_it_was_and_merged_it_is_what_it_be
 # ---------------------------------------------------------------- vision once
 
 
-def encodes(qwen: QwenVL) -> list[int]:
-    """Grows by the number of images with each pass of the vision tower."""
-    seen: list[int] = []
-    inner = qwen.model.model.get_image_features
-
-    def counted(pixels: Any, thw: Any, **more: Any) -> Any:
-        seen.append(len(thw))
-        return inner(pixels, thw, **more)
-
-    qwen.model.model.get_image_features = counted
-    return seen
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("trained", [False, True])
-def test_images_are_encoded_once_over_all_passes_or_once_per_pass_with_gradients(family: str, trained: bool) -> None:
+def test_images_are_encoded_once_over_all_passes_or_once_per_pass_with_gradients(
+    family: str, trained: bool, count_encodes: Callable[..., list[int]]
+) -> None:
     """Old log-probs, two passes of learning, each followed by a step, and a reference over the same rows."""
     qwen = fresh(family)
     qwen.model.model.visual.requires_grad_(trained)
     learned = [weight for weight in qwen.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(learned, 1e-3)
-    seen = encodes(qwen)
+    seen = count_encodes(qwen)
     distinct = len({digest(image) for sample in ALL for image in sample.images})
     with torch.no_grad():
         old = log_probs(qwen, GROUPS)

@@ -86,11 +86,14 @@ SETTINGS: Final = {
 """A run from the command, in seconds."""
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
-def test_the_command_runs_on_two_ranks_and_resumes_on_one(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [("ddp", 0), pytest.param("fsdp2", 0, marks=pytest.mark.slow), pytest.param("fsdp2", 2, marks=pytest.mark.slow)],
+)
+def test_the_command_runs_on_two_ranks_and_resumes_on_one(tmp_path: Path, kind: str, rank: int) -> None:
     from rl.train import main
 
-    words = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    words = [f"--{name}={value}" for name, value in (SETTINGS | {"lora_rank": rank}).items()]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     torchrun("-m", "--", "rl.train", *words, f"--output={shared}", f"--parallel={kind}")
     assert main([*words, f"--output={alone}"]) == 0

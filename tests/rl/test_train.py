@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from agents.qwen_vl import QwenVL, save_qwen_vl
+from agents.tiny_model import tiny_qwen_vl
 from rl.checkpoint import checkpoints
 from rl.config import TrainConfig
 from rl.tracker import read_metrics
@@ -197,3 +198,14 @@ def test_an_interrupted_run_says_how_to_go_on(
     monkeypatch.setattr("rl.trainer.GRPOTrainer.train", interrupted)
     assert main([f"--output={tmp_path}"]) == 130
     assert f"go on with --resume --output {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_share_prompts_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rl.trainer.GRPOTrainer.train", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+    for family, said in (("qwen3_5", True), ("qwen2_5_vl", False)):
+        start = tmp_path / family
+        save_qwen_vl(tiny_qwen_vl(0, family), str(start))
+        assert main([f"--start={start}", f"--output={tmp_path / 'run'}"]) == 130
+        assert ("prompts are not shared" in capsys.readouterr().out) == said

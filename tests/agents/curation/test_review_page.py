@@ -6,13 +6,11 @@ Needs `playwright` and a Chromium; where one is missing the tests are skipped, o
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import PIL.Image
@@ -21,9 +19,6 @@ import pytest
 from mimgenv.datasets.curated import Item, Review
 from mimgenv.datasets.curated_files import read_items, read_lines, write_items
 from mimgenv.types import Box, Grounding, TextAnswer
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 
 WIDTH, HIGH = 160, 120
 BOX = (20.0, 30.0, 60.0, 90.0)
@@ -53,29 +48,14 @@ ITEMS = (
 # The server and the browser
 
 
-def lacking(reason: str) -> None:
-    """Skips, or fails where a browser is required."""
-    if os.environ.get("MIMGENV_BROWSER") == "required":
-        pytest.fail(f"MIMGENV_BROWSER is required: {reason}")
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module", autouse=True)
+def server(lacking: Callable[[str], NoReturn]) -> None:
+    """What the page is served with."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-        from playwright.sync_api import sync_playwright
     except ImportError as error:
         lacking(str(error))
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        lacking(f"none of {', '.join(BROWSERS)} is on the path")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses to run as root
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *sandbox])
-        yield opened
-        opened.close()
 
 
 class Served:
