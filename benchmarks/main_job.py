@@ -21,7 +21,7 @@ from runs import Finished, markdown, train_all
 
 
 def grpo_seconds(folder: Path) -> float:
-    """CPU seconds of all GRPO updates, rollouts included, evaluations not."""
+    """Seconds of all GRPO steps, rollouts included, evaluations not."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return sum(row["time/rollout"] + row["time/update"] for row in rows if row["phase"] == "grpo")
 
@@ -44,8 +44,8 @@ def control(folder: Path) -> None:
     last = len(cold_start.pools) - 1
     before = json.loads((folder / "before.json").read_text())["greedy"]
     skills = {name.split("/")[1]: value for name, value in before.items() if name.startswith(("iou/", "answer/"))}
-    began, update = time.process_time(), 0
-    while (spent := time.process_time() - began) < budget:
+    began, update = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < budget:
         policy.set_rate(config.sft_learning_rate * min(1.0, (update + 1) / 30) * max(0.02, 1 - spent / budget))
         sft_step(policy, cold_start.rows(last, update, skills))
         update += 1
