@@ -1,9 +1,9 @@
-"""The main job on several seeds, and the honest control: the same CPU time on more SFT over the same fixed set.
+"""The main job on several seeds, and the honest control: the same time on more SFT over the same fixed set.
 
     python benchmarks/main_job.py --seeds 0 1 2 3 4 --workers 4 --output runs/main_job
 
 A row per seed: held-out IoU over the grounding types, greedy and sampled, before and after GRPO; QA accuracy beside
-it. The control starts from the same cold-started weights and trains for as many CPU seconds as GRPO took, with the
+it. The control starts from the same cold-started weights and trains for as many seconds as GRPO took, with the
 cold start's own learning rate, decayed to nothing.
 """
 
