@@ -164,7 +164,7 @@ class World(Protocol):
 
     @property
     def wordings(self) -> int | None:
-        """How many of the wordings of a question are used, from the first on; None for all."""
+        """How many of the wordings of a question are used, from the first on; None for all. 1: in `test_ood` too."""
         ...
 
     def counts(self, difficulty: int | None) -> tuple[int, int]:

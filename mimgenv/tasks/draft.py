@@ -27,8 +27,8 @@ class Wording:
     """Ways to ask one question, with `{fields}` to fill in.
 
     Attributes:
-        known: Those of train, val and test; a world for small models uses the first alone.
-        held_out: Those of `test_ood`.
+        known: Those of train, val and test; a world for small models uses the first alone, in all splits.
+        held_out: Those of `test_ood` in other worlds.
     """
 
     known: tuple[str, ...]
@@ -256,7 +256,8 @@ def _box(result: Result, scene: Scene, world: World, frame: Frame) -> Box | None
 def _question(draft: Draft, world: World, task_id: str, held_out: bool) -> str:
     if isinstance(draft.question, str):
         return draft.question
-    ways = draft.question.held_out if held_out else draft.question.known[: world.wordings]
+    knows_one = world.wordings == 1  # whoever has read one way only cannot read another
+    ways = draft.question.held_out if held_out and not knows_one else draft.question.known[: world.wordings]
     rng = np.random.default_rng(list(task_id.encode()))
     return ways[rng.integers(len(ways))].format(**draft.fields)
 

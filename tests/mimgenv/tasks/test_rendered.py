@@ -236,7 +236,9 @@ def test_the_ranges_of_the_splits_touch_but_do_not_overlap(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("world", "task_type"), EVERYWHERE)
 def test_the_held_out_split_shows_what_the_others_never_do(world: str, task_type: str) -> None:
-    """Kinds where the world holds back whole combinations, and the wording; `test_flat.py` has the tiny world's own."""
+    """Kinds where the world holds back whole combinations, and the wording; the tiny world's only wording stays, what
+    it holds back is in `test_flat.py`.
+    """
     known, held_out = (
         [make_task(world, task_type, None, split, number) for number in range(6)] for split in ("test", "test_ood")
     )
@@ -246,10 +248,10 @@ def test_the_held_out_split_shows_what_the_others_never_do(world: str, task_type
         assert not labels[0] & labels[1]
         assert labels[1] <= {kind.label for kind in world_of(world, held_out=True).kinds}
     wording = [
-        {re.sub(r"\b(Image-)?\d\b", "", blanked(task, labels[i])) for task in tasks}
-        for i, tasks in enumerate((known, held_out))
+        {re.sub(r"\b(Image-)?\d\b", "", blanked(task, labels[0] | labels[1])) for task in tasks}
+        for tasks in (known, held_out)
     ]
-    assert not wording[0] & wording[1]
+    assert wording[0] & wording[1] if world == "tiny" else not wording[0] & wording[1]
 
 
 def blanked(task: Task, labels: set[str]) -> str:
