@@ -1,18 +1,19 @@
 """The oracle: plays the truth. The upper bound of every table, and where cold-start trajectories come from.
 
 It reads `history.task_id` and loads the task with its truth, which no other agent may do. Its thoughts are made from
-the annotations; with `zoom_margin` it first looks closer, as a person would, and answers in the enlarged image.
+the annotations. In a share of the grounding episodes it calls a tool before it answers, as a person would look again.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
-from typing import Final, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
 
 import numpy as np
 
+from agents.annotated_reasoning import reasoning
 from agents.types import History
 from mimgenv import load_task
 from mimgenv.env import MultiImageEnv
@@ -24,16 +25,38 @@ TINY_LATTICE: Final = 7
 """Pixels as shown between the coordinates of ordinary things in the tiny world."""
 
 
+def _label(task: Task) -> str:
+    if not isinstance(task.truth, Grounding):
+        return task.rationale
+    return f"{task.truth.label.split()[0]}: {task.truth.label}"
+
+
+THOUGHTS: Final[dict[str, Callable[[Task], str]]] = {
+    "label": _label,
+    "rationale": lambda task: task.rationale,
+    "annotations": reasoning,
+}
+"""Ways to think: what the target is (its first word, then all of them), why it is, or all that is annotated."""
+
+
 class OracleAgent:
     """Plays the truth.
 
+    It calls at most one tool, in a grounding episode with a turn and an image to spare, and then answers: in the
+    enlarged image after `zoom`, in the original after the others.
+
     Args:
         box_frame: The environment's.
-        think: `label` (what the target is: its first word, then all of them) or `rationale` (why).
+        think: A key of `THOUGHTS`; `annotations` are told once, so after a tool call it thinks the `label`.
         grid: Coordinates are rounded to multiples of this, in units of the box frame; the closest such box is played.
-        zoom: How often it calls the `zoom` tool before it answers a grounding question, in [0, 1].
+        zoom: Share of the grounding episodes that call `zoom` on a region around the target.
         zoom_share: Side of the zoomed region as a share of the image's.
-        seed: Decides, together with the task, which episodes zoom.
+        seed: Decides, together with the task, which episodes call which tool.
+        reflect: Share that call `visual_reflection` on the target's image.
+        confirm: Share that call `visual_confirmation` on the box that is then answered.
+
+    Raises:
+        ValueError: If `think` is unknown, a share is negative, or the three add up to more than 1.
     """
 
     def __init__(
@@ -44,19 +67,37 @@ class OracleAgent:
         zoom: float = 0.0,
         zoom_share: float = 0.5,
         seed: int = 0,
+        reflect: float = 0.0,
+        confirm: float = 0.0,
     ) -> None:
+        if think not in THOUGHTS:
+            raise ValueError(f"think {think!r} is not one of {list(THOUGHTS)}")
+        if not (min(zoom, reflect, confirm) >= 0 and zoom + reflect + confirm <= 1):
+            raise ValueError(f"zoom {zoom}, reflect {reflect}, confirm {confirm}: shares from 0, together at most 1")
         self.box_frame, self.think, self.grid = box_frame, think, grid
-        self.zoom, self.zoom_share, self.seed = zoom, zoom_share, seed
+        self.zoom_share, self.seed = zoom_share, seed
+        self.shares = {"zoom": zoom, "visual_reflection": reflect, "visual_confirmation": confirm}
 
     @classmethod
-    def for_env(cls, env: MultiImageEnv, *, zoom: float = 0.0, seed: int = 0) -> Self:
+    def for_env(
+        cls,
+        env: MultiImageEnv,
+        *,
+        zoom: float = 0.0,
+        reflect: float = 0.0,
+        confirm: float = 0.0,
+        think: str = "label",
+        seed: int = 0,
+    ) -> Self:
         """The oracle that a cold start learns from: short thoughts, whole coordinates, the environment's frame.
 
-        In the tiny world coordinates keep to its lattice; `zoom` is how often it zooms where the tool is offered.
+        In the tiny world coordinates keep to its lattice; the share of a tool that is not offered counts as 0.
         """
         grid = TINY_LATTICE if getattr(env.source, "world", None) == "tiny" else 1
         zoom = zoom if "zoom" in env.tools else 0.0
-        return cls(env.box_frame, think="label", grid=grid, zoom=zoom, seed=seed)
+        reflect = reflect if "visual_reflection" in env.tools else 0.0
+        confirm = confirm if "visual_confirmation" in env.tools else 0.0
+        return cls(env.box_frame, think, grid, zoom=zoom, seed=seed, reflect=reflect, confirm=confirm)
 
     def act(self, histories: Sequence[History]) -> list[str]:
         """The next turn of each episode."""
@@ -64,34 +105,42 @@ class OracleAgent:
 
     def _turn(self, history: History) -> str:
         task = load_task(history.task_id)
-        thought = task.rationale
-        if self.think == "label" and isinstance(task.truth, Grounding):
-            label = task.truth.label
-            thought = f"{label.split()[0]}: {label}"
-        thought = f"<think>{thought}</think>"
+        told = history.turns and self.think == "annotations"
+        thought = f"<think>{THOUGHTS['label' if told else self.think](task)}</think>"
         if isinstance(task.truth, TextAnswer):
             return f"{thought}<answer>{task.truth.text}</answer>"
-        shown = [image for turn in history.turns for image in turn.message.images] + list(history.message.images)
-        view = _whole(task, shown[task.truth.image - 1], task.truth.image)
         number = task.truth.image
-        if self._zooms(history):
+        view = _whole(task, history.images[number - 1], number)
+        tool = self._tool(history)
+        if tool and not history.turns:
+            call = {"name": tool, "arguments": self._arguments(tool, task.truth, view)}
+            return f"{thought}<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>"
+        if tool == "zoom" and history.message.images:  # a call that was refused brought none
             region = self._zoom_region(task.truth.box, view)
-            if not history.turns:
-                call = {"name": "zoom", "arguments": {"image": number, "bbox_2d": region}}
-                return f"{thought}<tool_call>{json.dumps(call)}</tool_call>"
             corners = whole_pixels(view.to_original(region, self.box_frame), task.images[number - 1])
-            view, number = View(shown[-1], number, corners), len(shown)
-        box = self._round(view.from_original(task.truth.box, self.box_frame), view)
-        answer = {"image": number, "label": task.truth.label, "bbox_2d": box}
+            number = len(history.images)
+            view = View(history.images[-1], view.image, corners)
+        answer = {"image": number, "label": task.truth.label, "bbox_2d": self._box(task.truth, view)}
         return f"{thought}<answer>{json.dumps(answer, ensure_ascii=False)}</answer>"
 
-    def _zooms(self, history: History) -> bool:
-        if history.turns:
-            return bool(history.message.images)  # a call that was refused brought none
-        if self.zoom <= 0 or min(history.budget.turns - 1, history.budget.images) < 1:
-            return False
+    def _tool(self, history: History) -> str | None:
+        """The tool that this episode calls before it answers."""
+        if not history.turns and min(history.budget.turns - 1, history.budget.images) < 1:
+            return None
         number = int.from_bytes(history.task_id.encode()[-4:], "little")
-        return bool(np.random.default_rng([self.seed, number]).random() < self.zoom)
+        draw = np.random.default_rng([self.seed, number]).random()
+        reached = zip(self.shares, itertools.accumulate(self.shares.values()), strict=True)
+        return next((tool for tool, share in reached if draw < share), None)
+
+    def _arguments(self, tool: str, truth: Grounding, view: View) -> dict[str, Any]:
+        if tool == "visual_reflection":
+            return {"image": truth.image}
+        if tool == "visual_confirmation":
+            return {"image": truth.image, "bbox_2d": self._box(truth, view), "label": truth.label}
+        return {"image": truth.image, "bbox_2d": self._zoom_region(truth.box, view)}
+
+    def _box(self, truth: Grounding, view: View) -> Box:
+        return self._round(view.from_original(truth.box, self.box_frame), view)
 
     def _zoom_region(self, box: Box, view: View) -> Box:
         """A region that holds the target, inside the image, on the grid and on whole pixels of the original."""
