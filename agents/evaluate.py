@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import gymnasium as gym
 
 import mimgenv
+from agents.by_name import NAMES, ORACLE_GRID, agent_by_name
 from agents.report import Report
 from agents.rollout import EnvFactory, run_episodes
 from agents.table import print_report
@@ -28,14 +29,7 @@ from mimgenv.errors import ConfigurationError, MimgenvError
 from mimgenv.geometry import BOX_FRAMES
 from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, called_tools
 from mimgenv.tasks.registry import TASK_GROUPS
-from mimgenv.turn_rules import TurnRules
 from mimgenv.wrappers import BlankImages
-
-ORACLE_GRID: Final = 0.0001
-"""How finely the command line's oracle writes coordinates: an upper bound must not be lowered by rounding."""
-
-HABIT_TASKS: Final = 64
-"""Tasks of each type that the command line's blind agents learn their habits from."""
 
 BLANK: Final = " (blank images)"
 """After the agent's name in the records of episodes that were played with blank images."""
@@ -214,11 +208,14 @@ _ENV_OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 """Passed to `gym.make` where they are given."""
 
+_AGENT_OPTIONS: Final = ("seed", "zoom", "grid", "temperature", "max_tokens", "constrain", "device", "dtype")
+"""Passed to `agent_by_name`."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m agents.evaluate", description="Plays an agent and prints how well it does.")
     add = parser.add_argument
-    add("--agent", required=True, help="random, oracle, blind:NAME, vlm:PATH or vlm:tiny (the shipped checkpoint)")
+    add("--agent", required=True, help=f"{NAMES}; vlm:tiny is the shipped checkpoint")
     add("--env", default="MultiImageQA-v0", help=f"{', '.join(mimgenv.ENVIRONMENTS)}; default: %(default)s")
     for option, settings in _ENV_OPTIONS.items():
         add(f"--{option}", **settings)
@@ -230,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="default: runs/evaluate-AGENT-ENV")
     add("--zoom", type=float, default=0.0, help="oracle: share of grounding episodes in which it zooms first")
     add("--grid", type=float, default=ORACLE_GRID, help="oracle: coordinates are multiples of it; default: %(default)s")
-    add("--temperature", type=float, default=0.0, help="vlm: default: %(default)s, the likeliest token")
-    add("--max_tokens", type=_count, default=256, help="vlm: longest turn; default: %(default)s")
+    add("--temperature", type=float, default=0.0, help="vlm, openai: default: %(default)s, the likeliest token")
+    add("--max_tokens", type=_count, default=256, help="vlm, openai: longest turn; default: %(default)s")
     add("--constrain", action="store_true", help="vlm: only turns that can be carried out, but for inverted boxes")
     add("--device", default="cpu", help="vlm: default: %(default)s")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="vlm: default: %(default)s")
@@ -246,75 +243,13 @@ def _env_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return given if "source" in given else {"split": "test"} | given
 
 
-def _agent(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
-    """The agent that `--agent` names, as this environment needs it."""
-    kind, _, path = options.agent.partition(":")
-    if options.agent == "random":
-        from agents.random_agent import RandomAgent
-
-        return RandomAgent(tools=tuple(env.tools.values()), box_frame=env.box_frame, seed=options.seed)
-    if options.agent == "oracle":
-        return _oracle(options, env)
-    if kind == "blind":
-        return _blind(options, env, path)
-    if kind == "vlm" and path:
-        return _vlm(options, env, path)
-    if kind == "sb3" and path:
-        return _sb3(path, env)
-    raise ConfigurationError(f"agent {options.agent!r} is not one of random, oracle, blind:NAME, vlm:PATH")
-
-
-def _oracle(options: argparse.Namespace, env: MultiImageEnv) -> Agent:
-    from agents.oracle import OracleAgent
-
-    if not 0 <= options.zoom <= 1 or options.grid <= 0:
-        raise ConfigurationError(f"zoom {options.zoom} must be in [0, 1], grid {options.grid} above 0")
-    if options.zoom and "zoom" not in env.tools:
-        raise ConfigurationError(f"{options.env} has no zoom tool, its tools are {list(env.tools)}")
-    return OracleAgent(env.box_frame, grid=options.grid, zoom=options.zoom, seed=options.seed)
-
-
-def _blind(options: argparse.Namespace, env: MultiImageEnv, name: str) -> Agent:
-    from agents.blind import LEARNING, BlindAgent
-    from agents.habits import learn_habits, training_tasks
-
-    habits = learn_habits(training_tasks(env.source, HABIT_TASKS)) if name in LEARNING else None
-    return BlindAgent(name, habits, env.box_frame, options.seed)
-
-
-def _vlm(options: argparse.Namespace, env: MultiImageEnv, path: str) -> Agent:
-    from transformers.utils.logging import disable_progress_bar
-
-    from agents.vlm import VLMAgent
-
-    disable_progress_bar()
-    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
-    try:
-        agent = VLMAgent.load(path, device=options.device, dtype=options.dtype, **sampling)
-    except (RuntimeError, AssertionError, ValueError) as error:  # torch's for a device it lacks is an AssertionError
-        raise ConfigurationError(f"{options.agent} cannot be loaded: {error}") from error
-    if not options.constrain:
-        return agent
-    rules = TurnRules(agent.codec, env.tools, env.box_frame, max_turn_tokens=options.max_tokens)
-    return VLMAgent(agent.chat, agent.sampler, agent.parameters, rules)
-
-
-def _sb3(path: str, env: MultiImageEnv) -> Agent:
-    from agents.sb3_agent import SB3Agent
-
-    agent = SB3Agent.load(path)
-    if agent.settings.box_frame != env.box_frame:
-        raise ConfigurationError(f"{path} writes boxes as {agent.settings.box_frame}, not as {env.box_frame}")
-    return agent
-
-
 def _play(options: argparse.Namespace) -> Report:
     from rich.console import Console
     from rich.progress import Progress
 
     arguments = _env_arguments(options)
     env = open_env(options.env, arguments)
-    agent = _agent(options, env)
+    agent = agent_by_name(options.agent, env, **{name: getattr(options, name) for name in _AGENT_OPTIONS})
     arguments |= {"source": env.source, "first_seed": options.first_seed, "parallel": options.parallel}
     arguments |= {"name": options.agent, "blind_episodes": options.blind_episodes}
     episodes = min(options.episodes, len(env.source))
@@ -327,8 +262,10 @@ def _play(options: argparse.Namespace) -> Report:
 
 
 def _output(options: argparse.Namespace) -> Path:
-    agent = options.agent if Path(options.agent).name == options.agent else f"vlm-{Path(options.agent).name}"
-    return options.output or Path("runs", re.sub(r"[^\w.-]+", "-", f"evaluate-{agent}-{options.env}"))
+    kind, _, rest = options.agent.partition(":")
+    name = Path(rest.rpartition("@http")[0] or rest).name  # of a server's model, whose address would only be long
+    parts = filter(None, ("evaluate", kind, name, options.env))
+    return options.output or Path("runs", re.sub(r"[^\w.-]+", "-", "-".join(parts)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -74,7 +74,8 @@ class MultiImageEnv(gym.Env[Observation, Actions]):
         left); at the end `success` (bool).
 
     Arguments:
-        source: None for rendered tasks, or `odinw:/path/to/folder` or `curated:/path/to/file.jsonl`.
+        source: None for rendered tasks, or `odinw:/path/to/folder`, `curated:/path/to/file.jsonl` or
+            `selected:/path/to/tasks.jsonl`.
         tasks: Task types to serve, or a group of them: `grounding` or `qa`; None for all.
         difficulty: 1 to 5; None for the ordinary range; or a schedule, such as a `mimgenv.Curriculum`, which is told
             of each success. Rendered tasks only.

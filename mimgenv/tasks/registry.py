@@ -14,7 +14,7 @@ from mimgenv.tasks.siblings import siblings
 from mimgenv.tasks.source import TaskSource
 from mimgenv.types import Task
 
-SOURCES: Final = ("odinw", "curated")
+SOURCES: Final = ("odinw", "curated", "selected")
 """What may stand before the colon of a source string."""
 
 TASK_GROUPS: Final = {"grounding": GROUNDING_TYPES, "qa": QA_TYPES}
@@ -32,7 +32,8 @@ def open_source(
     """Opens `source`, or the rendered tasks where it is None.
 
     Args:
-        source: None, `odinw:/path/to/folder`, `curated:/path/to/file.jsonl`, or a source of your own.
+        source: None, `odinw:/path/to/folder`, `curated:/path/to/file.jsonl`, `selected:/path/to/tasks.jsonl`, or a
+            source of your own.
         world: Of rendered tasks; None for the ordinary worlds in turn.
         tasks: Names of task types, one name, or a group: `grounding` or `qa`; None for all.
         split: Of rendered tasks.
@@ -53,11 +54,15 @@ def open_source(
     kind, _, path = source.partition(":")
     if kind not in SOURCES or not path:
         raise ConfigurationError(f"source {source!r} is not one of {[f'{name}:/path' for name in SOURCES]}")
-    # What reads photographs is imported only where asked for.
+    # What reads files is imported only where asked for.
     if kind == "curated":
         from mimgenv.datasets.curated_tasks import CuratedTasks
 
         return CuratedTasks(path, tasks)
+    if kind == "selected":
+        from mimgenv.datasets.selected import SelectedTasks
+
+        return SelectedTasks(path, tasks)
     if tasks == "qa":
         raise ConfigurationError(f"{source} has no QA tasks")
     from mimgenv.datasets.odinw import OdinwTasks

@@ -555,7 +555,7 @@ def test_photographs_are_played_from_a_source(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agent", "magic"], "agent 'magic' is not one of random, oracle, blind:NAME, vlm:PATH"),
+        (["--agent", "magic"], "agent 'magic' is not one of random, oracle, oracle:THOUGHTS, blind:NAME, vlm:PATH"),
         (["--agent", "vlm:"], "agent 'vlm:' is not one of"),
         (["--agent", "blind:magic"], "blind policy 'magic' is not one of ['whole_image', "),
         (["--agent", "vlm:./no/such/model"], "no/such/model is not a directory"),

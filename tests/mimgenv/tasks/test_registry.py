@@ -71,9 +71,9 @@ def test_a_source_of_ones_own_is_served_as_it_is() -> None:
     assert source(source=own) is own
 
 
-@pytest.mark.parametrize("name", ["coco:/data", "odinw", "odinw:", "", "rendered", ":", "/data"])
-def test_a_source_string_that_names_no_kind_of_source_is_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="is not one of"):
+@pytest.mark.parametrize("name", ["coco:/data", "odinw", "odinw:", "selected:", "", "rendered", ":", "/data"])
+def test_a_source_string_that_names_no_kind_of_source_is_refused_with_those_that_are(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not one of \['odinw:/path', 'curated:/path', 'selected:/path'\]"):
         source(source=name)
 
 
