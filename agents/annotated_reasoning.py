@@ -1,8 +1,9 @@
-"""Reasoning made from a task's annotations: what is in each image, what is the same in several, what is sought.
+"""Reasoning made from a task's annotations: what is in each image, what is the same in several, what is sought where.
 
-Owns the forms of its sentences and their check. Knows no task type, world or tool: `Task.objects` and the truth are
-all it reads, and an image without annotations is passed over. It reconstructs the trajectories of MIRG-RL
-(arXiv 2509.21788), which join object-level and image-level annotations; the paper's own form is not public.
+Whole, or only about what is sought, for a model too small to list all it sees. Owns the forms of the sentences and
+their check. Knows no task type, world or tool: `Task.objects` and the truth are all it reads, and an image without
+annotations is passed over. It reconstructs the trajectories of MIRG-RL (arXiv 2509.21788), which join object-level and
+image-level annotations; the paper's own form is not public.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ THINGS: Final = re.compile(rf"({_IMAGE}(?: = {_IMAGE})*): ({_THING}(?:, {_THING}
 """`Image-1: red circle, 2 blue square` lists an image; `Image-1 = Image-2: red circle` says what is one object."""
 TARGET: Final = re.compile(rf"{_LABEL}: {_LABEL}")
 """`red: red circle` says what is sought: its first word, then all of them."""
+PLACES: Final = re.compile(rf"({_LABEL}): ({_IMAGE}(?:, {_IMAGE})*)")
+"""`red circle: Image-1, Image-3` says which images show what is sought."""
 _COUNTED: Final = re.compile(rf"(?:({_COUNT}) )?({_LABEL})")
 
 
@@ -46,6 +49,37 @@ def reasoning(task: Task) -> str:
     if faults:
         raise TaskError(f"{task.task_id}: no reasoning without a fault: {'; '.join(faults)}")
     return text
+
+
+def places(task: Task) -> str:
+    """In which images what is sought is, and what it is: two lines. Empty where nothing is to be found.
+
+    Raises:
+        TaskError: If `check_places` finds a fault: the annotations and the truth contradict each other.
+    """
+    text = "\n".join([*_places(task), *_target(task)])
+    faults = check_places(text, task)
+    if faults:
+        raise TaskError(f"{task.task_id}: no reasoning without a fault: {'; '.join(faults)}")
+    return text
+
+
+def check_places(text: str, task: Task) -> list[str]:
+    """The faults of what `places` says: every sentence is read back and held against the annotations.
+
+    What is sought must be said to be in exactly those images that are annotated with it, once, and be named.
+    """
+    faults, targets, told = [], [], Counter[str]()
+    for line in text.split("\n") if text else ():
+        if sentence := PLACES.fullmatch(line):
+            told[sentence[1]] += 1
+            faults += _faults_of_place(sentence[1], [int(number) for number in re.findall("[0-9]+", sentence[2])], task)
+        else:
+            targets.append(line)
+    sought = Counter([_written(task.truth.label)] if isinstance(task.truth, Grounding) else [])
+    if told != sought:
+        faults.append(f"places of {dict(told)} said, {dict(sought)} is sought")
+    return [*faults, *_faults_of_target(targets, task)]
 
 
 def check_reasoning(text: str, task: Task) -> list[str]:
@@ -106,6 +140,19 @@ def _target(task: Task) -> list[str]:
     return [f"{_written(label.split()[0])}: {_written(label)}"]
 
 
+def _places(task: Task) -> list[str]:
+    if not isinstance(task.truth, Grounding):
+        return []
+    label = _written(task.truth.label)
+    images = sorted(_annotated(label, task)) or [task.truth.image]
+    return [f"{label}: {', '.join(f'Image-{number}' for number in images)}"]
+
+
+def _annotated(written: str, task: Task) -> set[int]:
+    """Numbers of the images with an object of a label, as it is written."""
+    return {number for number, things in enumerate(task.objects, 1) if written in {_written(o.label) for o in things}}
+
+
 def _counts(things: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for count, label in _COUNTED.findall(things):
@@ -124,6 +171,17 @@ def _faults_of_things(said: Facts, task: Task) -> Iterator[str]:
         for label in dict.fromkeys([*true, *claimed]):
             if true[label] != claimed[label]:
                 yield f"{_name(images)}: {claimed[label]} {label} said, {true[label]} annotated"
+
+
+def _faults_of_place(written: str, images: list[int], task: Task) -> Iterator[str]:
+    """Images said to show a thing and those annotated with it; where none is, the truth's own is right."""
+    true = _annotated(written, task)
+    if not true and isinstance(task.truth, Grounding):
+        true = {task.truth.image}
+    if images != sorted(set(images)):
+        yield f"images {images} of {written} are not in order, each once"
+    for number in sorted({*images} ^ true):
+        yield f"Image-{number}: {written} is {'said' if number in images else 'annotated'} alone"
 
 
 def _faults_of_target(targets: list[str], task: Task) -> Iterator[str]:

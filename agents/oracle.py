@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from agents.annotated_reasoning import reasoning
+from agents.annotated_reasoning import places, reasoning
 from agents.types import History
 from mimgenv import load_task
 from mimgenv.env import MultiImageEnv
@@ -35,6 +35,7 @@ THOUGHTS: Final[dict[str, Callable[[Task], str]]] = {
     "label": _label,
     "rationale": lambda task: task.rationale,
     "annotations": reasoning,
+    "places": places,
 }
 """Ways to think: what the target is (its first word, then all of them), why it is, or all that is annotated."""
 
@@ -47,7 +48,7 @@ class OracleAgent:
 
     Args:
         box_frame: The environment's.
-        think: A key of `THOUGHTS`; `annotations` are told once, so after a tool call it thinks the `label`.
+        think: A key of `THOUGHTS`; `annotations` and `places` are told once: after a tool call it thinks the `label`.
         grid: Coordinates are rounded to multiples of this, in units of the box frame; the closest such box is played.
         zoom: Share of the grounding episodes that call `zoom` on a region around the target.
         zoom_share: Side of the zoomed region as a share of the image's.
@@ -105,7 +106,7 @@ class OracleAgent:
 
     def _turn(self, history: History) -> str:
         task = load_task(history.task_id)
-        told = history.turns and self.think == "annotations"
+        told = history.turns and self.think in ("annotations", "places")
         thought = f"<think>{THOUGHTS['label' if told else self.think](task)}</think>"
         if isinstance(task.truth, TextAnswer):
             return f"{thought}<answer>{task.truth.text}</answer>"

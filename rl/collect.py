@@ -6,7 +6,9 @@ were started.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 
@@ -16,6 +18,8 @@ import numpy.typing as npt
 from agents.chat import Chat
 from agents.sampling import legal_ids
 from agents.types import Trajectory
+from mimgenv.errors import TurnError
+from mimgenv.records import EpisodeTurn, called_tools
 from rl.advantage import NO_VARIANCE, Flags, Floats, difficulty_weights, group_advantages
 from rl.batch import Bits, Sample
 from rl.config import TrainConfig
@@ -87,6 +91,7 @@ def collect(groups: Sequence[Group], chat: Chat, config: TrainConfig, world: Wor
     found = [_group(number, group, advantages[i], kept[i], chat, config) for number, group, i in own]
     tokens = {"trained": sum(group.tokens() for group in found), "masked": sum(sum(g.masked) for g in found)}
     metrics = _means([attempt.figures for group in everyones for attempt in group])
+    metrics |= _tool_use(groups, chat, world)
     metrics |= world.total({f"mask/tokens_{name}": float(count) for name, count in tokens.items()})
     metrics |= {
         "mask/trajectories_masked": float((~kept).sum()),
@@ -190,6 +195,22 @@ def _figures(trajectory: Trajectory) -> dict[str, float]:
         f"stop/{trajectory.stop}": 1.0,
         **{f"reward/{name}": value for name, value in trajectory.reward_parts.items()},
     }
+
+
+def _tool_use(groups: Sequence[Group], chat: Chat, world: World) -> dict[str, float]:
+    """Calls per episode of each tool that was called, over all ranks."""
+    episodes = [trajectory for group in groups for trajectory in group]
+    calls = Counter(f"tool/{name}" for trajectory in episodes for name in _called(trajectory, chat))
+    found = world.total({"episodes": float(len(episodes)), **calls})
+    return {name: found[name] / found["episodes"] for name in sorted(found.keys() - {"episodes"})}
+
+
+def _called(trajectory: Trajectory, chat: Chat) -> Iterator[str]:
+    """Names of the tools that were called, in order."""
+    for turn in trajectory.turns:
+        with suppress(TurnError):  # not every refused turn decodes, and an environment may let pass what does not parse
+            said = chat.codec.decode_turn(turn.action.ids)
+            yield from called_tools([EpisodeTurn("", said, turn.error, 0)])
 
 
 def _means(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ Where settings come from is in settings.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rl.masking import KEEP_STOPS
@@ -17,17 +17,30 @@ DTYPES: Final = ("float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("sdpa", "flex_attention")
 PARALLEL: Final = ("ddp", "fsdp2")
 LOSSES: Final = ("undivided", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
+SCHEDULES: Final = ("linear", "cosine")
+THOUGHTS: Final = ("label", "rationale", "annotations", "places")
+RENDERED: Final = "rendered"
+"""An `eval_source`: rendered tasks, whatever is trained on."""
 
 _LEAST: Final = {
     "sft_tasks": 3,  # a third of them in each easier stage
     **dict.fromkeys(("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "save_every"), 1),
     **dict.fromkeys(("prompts_per_step", "max_turn_tokens", "updates_per_step", "eval_episodes"), 1),
     **dict.fromkeys(("steps", "sft_steps", "refill", "workers", "rows_per_forward", "lora_rank", "seed"), 0),
-    **dict.fromkeys(("eval_every", "show_every", "warmup", "kept_gigabytes", "final_learning_rate", "sft_zoom"), 0),
+    **dict.fromkeys(("eval_every", "show_every", "warmup", "kept_gigabytes", "final_learning_rate"), 0),
+    **dict.fromkeys(("sft_zoom", "sft_reflect", "sft_confirm"), 0),
     **dict.fromkeys(("learning_rate", "sft_learning_rate", "weight_decay", "sft_weight_decay"), 0),
 }
 _ABOVE_0: Final = ("temperature", "max_grad_norm", "max_drift", "lora_alpha")
-_AT_MOST_1: Final = ("final_learning_rate", "sft_zoom")
+_AT_MOST_1: Final = ("final_learning_rate",)
+_ALLOWED: Final = {
+    "dtype": DTYPES,
+    "attention": ATTENTIONS,
+    "parallel": PARALLEL,
+    "loss": LOSSES,
+    "sft_schedule": SCHEDULES,
+    "sft_think": THOUGHTS,
+}
 NEEDED: Final = {
     "correction_cap": ("correction", lambda objective: objective.correction != "off"),
     "kl": ("beta", lambda objective: objective.beta > 0),
@@ -45,32 +58,70 @@ OBJECTIVE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
+class EnvSettings:
+    """Which episodes are played. What is None is as the environment's id has it.
+
+    Attributes:
+        env: Environment id.
+        source: Where tasks come from, such as `odinw:/path` or `selected:/path/tasks.jsonl`; None renders them.
+        eval_source: The same for the held-out evaluation; `rendered` renders them; None: as `source`.
+        tasks: Task types or a group.
+        world: Of rendered tasks.
+        difficulty: 1 to 5 of rendered tasks.
+        tools: Tools of the environment, such as `zoom`.
+        reward: A reward preset.
+        instructions: How much the environment explains.
+        box_frame: How boxes are written.
+        max_turns, max_tokens, max_images: Budgets of an episode: turns, tokens over all turns, images in all.
+        max_pixels: Larger images are shown smaller.
+    """
+
+    env: str = "MultiImageTiny-v0"
+    source: str | None = None
+    eval_source: str | None = None
+    tasks: str | tuple[str, ...] | None = None
+    world: str | None = None
+    difficulty: int | None = None
+    tools: tuple[str, ...] | None = None
+    reward: str = "grounding"
+    instructions: str | None = None
+    box_frame: str | None = None
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    max_images: int | None = None
+    max_pixels: int | None = None
+
+    def env_arguments(self, evaluation: bool = False) -> dict[str, Any]:
+        """What `gym.make` is given, for training or for the held-out evaluation."""
+        source = (self.eval_source or self.source) if evaluation else self.source
+        chosen = {item.name: getattr(self, item.name) for item in fields(EnvSettings)}
+        chosen |= {"source": None if source == RENDERED else source, "env": None, "eval_source": None}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig(EnvSettings):
     """Everything that decides a run. The defaults train a tiny model from scratch on a CPU in minutes.
 
     With a model of your own, set at least `learning_rate`, `max_turn_tokens`, `prompts_per_step` and `eval_episodes`.
 
     Attributes:
-        env: Environment id.
-        source: Where training tasks come from, such as `odinw:/path`; None renders them.
-        eval_source: The same for the held-out evaluation; None: `source`.
-        tasks: Task types or a group; None for the id's own.
-        difficulty: 1 to 5 of rendered tasks; None for the ordinary range.
-        tools: Tools of the environment, such as `zoom`; None for the id's own.
-        reward: A reward preset.
-        instructions: How much the environment explains; None for the id's own.
         start: `scratch` (a tiny model, cold-started), `tiny` (the shipped cold-started one), a directory or a hub name.
         output: Folder of the run.
         seed: Of every generator.
         device, dtype: Of the model.
 
-        cold_start: Whether to run SFT on oracle trajectories first; None: only from `scratch`.
+        cold_start: Whether to run SFT first; None: only from `scratch`, or with `sft_data`.
+        sft_data: Episodes to learn from, as JSONL (`mimgenv.records`); None: those of an oracle, with a curriculum.
         sft_tasks: Tasks in the fixed cold-start set; a third as many easier ones come before them.
         sft_questions: Most questions about one set of images in a row, beside the easier ones'.
         sft_rows: Rows per update.
         sft_steps: Most updates.
         sft_learning_rate, sft_weight_decay: Of AdamW.
-        sft_zoom: How often the oracle zooms first, where the environment has that tool.
+        sft_schedule: How that rate falls after the warm-up: `linear` over the second half, or `cosine`; to a twentieth.
+        sft_think: What the oracle thinks: `label`, `rationale`, `annotations` or `places` (see `agents.oracle`).
+        sft_zoom, sft_reflect, sft_confirm: How often the oracle zooms, looks again or confirms its box before it
+            answers, where the environment has that tool; together at most 1.
         sft_stop_iou, sft_stop_type_iou, sft_stop_format: The cold start ends when the probe's mean IoU over grounding
             types, its least IoU of any of them, and its format rate reach these.
         sft_probe_every, sft_probe_episodes: Updates between probes, and greedy episodes of each (`val` split).
@@ -125,14 +176,6 @@ class TrainConfig:
             kind of token; in nats per token.
     """
 
-    env: str = "MultiImageTiny-v0"
-    source: str | None = None
-    eval_source: str | None = None
-    tasks: str | tuple[str, ...] | None = None
-    difficulty: int | None = None
-    tools: tuple[str, ...] | None = None
-    reward: str = "grounding"
-    instructions: str | None = None
     start: str = "scratch"
     output: str = "runs/tiny"
     seed: int = 0
@@ -140,13 +183,18 @@ class TrainConfig:
     dtype: str = "float32"
 
     cold_start: bool | None = None
+    sft_data: str | None = None
     sft_tasks: int = 4500
     sft_questions: int = 3
     sft_rows: int = 16
     sft_steps: int = 2500
     sft_learning_rate: float = 2e-3
     sft_weight_decay: float = 0.01
+    sft_schedule: str = "linear"
+    sft_think: str = "label"
     sft_zoom: float = 0.5
+    sft_reflect: float = 0.0
+    sft_confirm: float = 0.0
     sft_stop_iou: float = 0.44
     sft_stop_type_iou: float = 0.22
     sft_stop_format: float = 0.95
@@ -219,7 +267,10 @@ class TrainConfig:
                 f"dtype {self.dtype}: small steps are lost on weights in half precision, so that all of a model is "
                 "trained in float32; adapters (lora_rank) are float32 whatever the model is"
             )
-        for name, allowed in (("dtype", DTYPES), ("attention", ATTENTIONS), ("parallel", PARALLEL), ("loss", LOSSES)):
+        shares = (self.sft_zoom, self.sft_reflect, self.sft_confirm)
+        if sum(shares) > 1:
+            raise ValueError("sft_zoom {}, sft_reflect {}, sft_confirm {}: together at most 1".format(*shares))
+        for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)} is not one of {list(allowed)}")
         unknown = set(self.keep_stops) - set(KEEP_STOPS)
@@ -257,16 +308,3 @@ class TrainConfig:
             if name in chosen and not is_on(objective):
                 raise ValueError(f"{name} {chosen[name]}: nothing comes of it with {other} {getattr(objective, other)}")
         return objective
-
-    def env_arguments(self, evaluation: bool = False) -> dict[str, Any]:
-        """What `gym.make` is given, for training or for the held-out evaluation."""
-        source = (self.eval_source or self.source) if evaluation else self.source
-        chosen = {
-            "source": source,
-            "tasks": self.tasks,
-            "difficulty": self.difficulty,
-            "tools": self.tools,
-            "instructions": self.instructions,
-            "reward": self.reward,
-        }
-        return {name: value for name, value in chosen.items() if value is not None}

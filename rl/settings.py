@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from rl.config import TrainConfig
+from rl.config import EnvSettings, TrainConfig
 
 CONFIG: Final = "config.json"
 """What a run writes its settings to."""
@@ -52,8 +52,17 @@ def _convert(name: str, text: str, annotation: Any) -> Any:
     return text
 
 
-def _check_names(names: Iterable[str], where: str) -> None:
-    known = {item.name for item in fields(TrainConfig)}
+def converted_setting(name: str, text: str, kind: type[EnvSettings]) -> Any:
+    """A command-line word as the type of a field of `kind`.
+
+    Raises:
+        ValueError: If it cannot be one.
+    """
+    return _convert(name, text, typing.get_type_hints(kind)[name])
+
+
+def _check_names(names: Iterable[str], where: str, kind: type[EnvSettings] = TrainConfig) -> None:
+    known = {item.name for item in fields(kind)}
     for name in sorted(REFUSED.keys() & set(names)):
         raise ValueError(f"{where}: {name} is not offered: {REFUSED[name]}")
     unknown = sorted(set(names) - known)
@@ -73,10 +82,14 @@ def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:
     raise ValueError(f"{where}: {name} {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
 
 
-def _from_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings from a recipe or a run's own file, with names and types checked."""
-    _check_names(table, where)
-    annotations = typing.get_type_hints(TrainConfig)
+def checked_settings(table: Mapping[str, Any], where: str, kind: type[EnvSettings] = TrainConfig) -> dict[str, Any]:
+    """Settings from a file, as fields of `kind`.
+
+    Raises:
+        ValueError: On an unknown name or a value of the wrong type; the message says where.
+    """
+    _check_names(table, where, kind)
+    annotations = typing.get_type_hints(kind)
     return {name: _typed(name, value, annotations[name], where) for name, value in table.items()}
 
 
@@ -90,7 +103,7 @@ def resumed_settings(words: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no run to resume")
     written = json.loads(path.read_text("utf-8"))
-    return _from_table({name: value for name, value in written.items() if value is not None}, str(path))
+    return checked_settings({name: value for name, value in written.items() if value is not None}, str(path))
 
 
 def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -104,7 +117,7 @@ def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> 
     annotations = typing.get_type_hints(TrainConfig)
     if rest and not rest[0].startswith("--"):
         path = Path(rest.pop(0))
-        settings |= _from_table(tomllib.loads(path.read_text("utf-8")), str(path))
+        settings |= checked_settings(tomllib.loads(path.read_text("utf-8")), str(path))
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")

@@ -1,12 +1,15 @@
-"""The cold start: supervised fine-tuning on the trajectories of an oracle.
+"""The cold start: supervised fine-tuning on the trajectories of an oracle, or on recorded ones.
 
-The set is fixed: a number of tasks, played once. Each task brings some of its siblings, more questions about the same
-images, and they share a packed row. A curriculum by measured skill, not by time: one object in one image, then
-several, then the tasks themselves. Which rows are trained on when is a pure function of (seed, stage, update).
+An oracle's set is fixed: a number of tasks, played once. Each task brings some of its siblings, more questions about
+the same images, and they share a packed row. A curriculum by measured skill, not by time: one object in one image,
+then several, then the tasks themselves. Recorded episodes are played again, so that what is trained on is what the
+environment shows, and shuffled anew in every pass over them. Which rows are trained on when is a pure function of
+(seed, stage, update).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,9 +21,12 @@ from torch import Tensor
 
 from agents.chat import Chat
 from agents.oracle import OracleAgent
+from agents.replay import ReplayAgent
 from agents.rollout import make_envs, run_episodes
 from agents.types import Agent, Trajectory
 from mimgenv import Task, siblings
+from mimgenv.errors import ConfigurationError, DatasetError, MimgenvError
+from mimgenv.records import EpisodeRecord, read_records
 from rl.batch import Batch, Sample, pack, parts
 from rl.config import TrainConfig
 from rl.guards import check_finite
@@ -106,7 +112,8 @@ class ColdStart:
         count = min(stage.tasks, len(source))
         tasks = (source.task(first + index) for index in range(count))
         last = number == len(self.stages) - 1
-        oracle = OracleAgent.for_env(env, zoom=self.config.sft_zoom if last else 0.0, seed=self.config.seed)
+        shares = {name: getattr(self.config, f"sft_{name}") if last else 0.0 for name in ("zoom", "reflect", "confirm")}
+        oracle = OracleAgent.for_env(env, **shares, think=self.config.sft_think, seed=self.config.seed)
         return play_rows(oracle, self.chat, self.config.env, stage.arguments, tasks, stage.questions)
 
     def rows(self, stage: int, update: int, skills: Mapping[str, float] | None = None) -> Rows:
@@ -126,6 +133,83 @@ class ColdStart:
         shares = np.array([max(1 - (skills or {}).get(name, 0.0), LEAST_SHARE) for name in types])
         drawn = rng.choice(len(types), self.config.sft_rows, p=shares / shares.sum())
         return [pool[types[index]][rng.integers(len(pool[types[index]]))] for index in drawn]
+
+
+class RecordedSet:
+    """A cold-start set of recorded episodes, in a single stage.
+
+    Args:
+        config: Of the run; `sft_data` names the file.
+        chat: Of the model that learns.
+    """
+
+    def __init__(self, config: TrainConfig, chat: Chat) -> None:
+        self.config, self.chat = config, chat
+        self.stages = (Stage(config.env_arguments(), 0, 1),)
+
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        """The episodes as training rows, in the order of the file.
+
+        Raises:
+            DatasetError: If the file breaks a rule or holds no episode, or if this environment shows or ends one
+                otherwise.
+            OSError: If it cannot be read.
+        """
+        path = str(self.config.sft_data)
+        records = read_records(path)
+        if not records:
+            raise DatasetError(f"{path} holds no episodes")
+        envs = make_envs(self.config.env, PLAYED_TOGETHER, codec=self.chat.codec, **self.stages[0].arguments)
+        found: dict[int, Sample] = {}
+        for once in _rounds(records):
+            try:
+                played = _played_again([record for _, record in once], envs)
+            except MimgenvError as error:
+                raise DatasetError(f"{path}: {error}") from error
+            found |= {place: sft_sample(self.chat, one) for (place, _), one in zip(once, played, strict=True)}
+        return tuple(found[place] for place in range(len(records)))
+
+    def rows(self, stage: int, update: int, skills: Mapping[str, float] | None = None) -> Rows:
+        """The rows of one update: every episode once, in random order, then all of them again."""
+        count = len(self.samples)
+        places = range(update * self.config.sft_rows, (update + 1) * self.config.sft_rows)
+        passes = sorted({place // count for place in places})
+        orders = {number: np.random.default_rng([self.config.seed, number]).permutation(count) for number in passes}
+        return [[self.samples[orders[place // count][place % count]]] for place in places]
+
+
+def _rounds(records: Sequence[EpisodeRecord]) -> list[list[tuple[int, EpisodeRecord]]]:
+    """The records with their places, parted so that no task is played twice in a round."""
+    rounds: list[list[tuple[int, EpisodeRecord]]] = []
+    seen: Counter[str] = Counter()
+    for place, record in enumerate(records):
+        if seen[record.task_id] == len(rounds):
+            rounds.append([])
+        rounds[seen[record.task_id]].append((place, record))
+        seen[record.task_id] += 1
+    return rounds
+
+
+def _played_again(records: Sequence[EpisodeRecord], envs: Sequence[Any]) -> list[Trajectory]:
+    """The episodes, if the environment shows and ends them as they were recorded.
+
+    Raises:
+        MimgenvError: If it does not, or knows no such task.
+    """
+    agent = ReplayAgent(records, envs[0].unwrapped.box_frame)
+    played = run_episodes(agent, envs, [record.task_id for record in records])
+    for record, trajectory in zip(records, played, strict=True):
+        now, then = ([turn.error for turn in one.turns] for one in (trajectory, record))
+        if (now, trajectory.stop) != (then, record.stop):
+            ends = f"errors {now} and the end {trajectory.stop}, recorded are {then} and {record.stop}"
+            raise ConfigurationError(f"task {record.task_id}: played again there are {ends}")
+    return played
+
+
+def cold_start_set(config: TrainConfig, chat: Chat) -> ColdStart | RecordedSet:
+    """What the cold start of a run learns from."""
+    return ColdStart(config, chat) if config.sft_data is None else RecordedSet(config, chat)
 
 
 def sft_step(

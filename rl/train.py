@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from safetensors import SafetensorError
 
 from mimgenv.errors import MimgenvError
-from rl.config import TrainConfig
+from rl.config import EnvSettings, TrainConfig
 from rl.errors import CheckpointError, TrainingStopped
 from rl.settings import read_config, resumed_settings
 
@@ -101,7 +101,8 @@ def usage() -> str:
     """What `--help` prints: the command, every option, and its default."""
     defaults = [f"  --{item.name} {item.default!r}  ({item.type})" for item in dataclasses.fields(TrainConfig)]
     rules = "Values: true or false; lists as a,b; none for None. A recipe comes first, --key value after it."
-    return "\n".join([str(__doc__), str(TrainConfig.__doc__), rules, "Defaults, those of the tiny model:", *defaults])
+    explained = [str(EnvSettings.__doc__), str(TrainConfig.__doc__)]
+    return "\n".join([str(__doc__), *explained, rules, "Defaults, those of the tiny model:", *defaults])
 
 
 def _said(error: BaseException) -> int:

@@ -6,6 +6,7 @@ All randomness is derived from (seed, phase, step), so a resumed run goes on as 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,13 +36,16 @@ from rl.distributed import ALONE, World
 from rl.guards import check_busy
 from rl.policy import COLD_START, SCRATCH, Policy
 from rl.settings import CONFIG
-from rl.sft import STAGE_IOU, ColdStart, sft_step
+from rl.sft import STAGE_IOU, ColdStart, RecordedSet, cold_start_set, sft_step
 from rl.tracker import Tracker
 from rl.update import Updater
 
 TASKS_PER_SEED: Final = 2**24
 """GRPO's tasks of run seed s begin at (s + 1) times this, beyond those of any cold start."""
 MODEL: Final = "model"
+SFT_WARMUP: Final = 30
+SFT_FINAL: Final = 0.05
+"""Updates of the cold start's warm-up, or a tenth of them all, and the share of its rate that the last update has."""
 SHOWN: Final = 16
 """Episodes of a step that are shown, where any are: whole groups, so that attempts at one task can be compared."""
 
@@ -88,7 +92,8 @@ class GRPOTrainer:
             raise FileExistsError(f"{self.folder} holds a run: pass --resume, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start it again without --resume")
-        cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
+        learns = config.start == SCRATCH or config.sft_data is not None
+        cold = learns if config.cold_start is None else config.cold_start
         self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
         self._is_fresh, self._idle = not resume, 0
         started = Policy.resume(config, saved[-1], world) if resume else None
@@ -134,11 +139,12 @@ class GRPOTrainer:
 
     def _cold_start(self) -> None:
         config = self.config
-        cold_start = ColdStart(config, self.policy.qwen.chat)
+        cold_start = cold_start_set(config, self.policy.qwen.chat)
         while self.progress.step < config.sft_steps:
             state = self.progress
             began = time.perf_counter()
-            self.policy.set_rate(config.sft_learning_rate * _ramp(state.step, 30, config.sft_steps, 0.5, 0.05))
+            share = _SCHEDULES[config.sft_schedule](state.step, config.sft_steps)
+            self.policy.set_rate(config.sft_learning_rate * share)
             rows = cold_start.rows(state.stage, state.step - state.stage_step, state.skills)
             metrics = sft_step(self.policy, rows, config.rows_per_forward, state.step + 1)
             metrics |= {"stage": float(state.stage), "time/update": time.perf_counter() - began}
@@ -157,7 +163,7 @@ class GRPOTrainer:
         self.progress = Progress("grpo", 0)  # a run killed from here on is done with SFT
         self.policy.checkpoint(self.folder, self.progress)
 
-    def _probe(self, cold_start: ColdStart) -> tuple[bool, Progress, dict[str, float]]:
+    def _probe(self, cold_start: ColdStart | RecordedSet) -> tuple[bool, Progress, dict[str, float]]:
         """Measures the stage's own tasks: whether the cold start is done, where it stands, and what was measured."""
         config, state = self.config, self.progress
         stage = cold_start.stages[state.stage]
@@ -310,12 +316,14 @@ class GRPOTrainer:
 
 
 def _check_machine(config: TrainConfig, world: World) -> None:
-    """Refuses what this machine, or so many ranks, cannot do."""
+    """Refuses what this machine, or so many ranks, cannot do, before anything is written."""
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {config.device}: torch finds no GPU")
     if config.attention == "flex_attention" and device.type == "cpu":
         raise ValueError("attention flex_attention: it has no backward pass on a CPU; use sdpa")
+    if config.sft_data is not None and not Path(config.sft_data).is_file():
+        raise FileNotFoundError(f"sft_data {config.sft_data}: there is no such file")
     if config.workers and world.size > 1:
         raise ValueError(f"workers {config.workers}: on several ranks each would make the tasks of all; use 0")
 
@@ -325,3 +333,16 @@ def _ramp(step: int, warmup: int, steps: int, decay_share: float, final: float) 
     up = min(1.0, (step + 1) / max(warmup, 1))
     left = (1 - step / steps) / decay_share
     return up * max(final, min(1.0, left))
+
+
+def _cosine(step: int, warmup: int, steps: int, final: float) -> float:
+    """Linear warm-up, then half a cosine down to `final`; in (0, 1]."""
+    gone = max(0.0, (step - warmup) / max(steps - warmup, 1))
+    return min(1.0, (step + 1) / max(warmup, 1)) * (final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2)
+
+
+_SCHEDULES: Final[Mapping[str, Callable[[int, int], float]]] = {
+    "linear": lambda step, steps: _ramp(step, min(SFT_WARMUP, steps // 10), steps, 0.5, SFT_FINAL),
+    "cosine": lambda step, steps: _cosine(step, min(SFT_WARMUP, steps // 10), steps, SFT_FINAL),
+}
+"""Shares of the cold start's learning rate, by `sft_schedule`."""

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from agents.annotated_reasoning import check_reasoning, reasoning
+from agents.annotated_reasoning import check_places, check_reasoning, places, reasoning
 from mimgenv import load_task
 from mimgenv.datasets.odinw import OdinwTasks
 from mimgenv.errors import TaskError
@@ -215,3 +215,62 @@ def test_photographs_with_many_objects_are_told_in_short_lines(bccd: str) -> Non
     for one in told:
         assert_told_right(one)
         assert max(map(len, reasoning(one).split("\n"))) < 60
+
+
+# ---------------------------------------------------------------- only what is sought
+
+WHERE: Final = "cyan star: Image-2, Image-3\ncyan: cyan star"
+MISPLACED: Final = {
+    "an image left out": (", Image-3", "", "Image-3: cyan star is annotated alone"),
+    "an image that does not show it": ("Image-2", "Image-1, Image-2", "Image-1: cyan star is said alone"),
+    "an image above the last": ("Image-3", "Image-3, Image-4", "Image-4: cyan star is said alone"),
+    "an image twice": ("Image-2, ", "Image-2, Image-2, ", "images [2, 2, 3] of cyan star are not in order"),
+    "another thing": (
+        "cyan star: Image-2, Image-3",
+        "blue square: Image-1",
+        "{'blue square': 1} said, {'cyan star': 1}",
+    ),
+    "the sentence left out": ("cyan star: Image-2, Image-3\n", "", "places of {} said, {'cyan star': 1} is sought"),
+    "the sentence twice": (
+        "cyan star: Image",
+        "cyan star: Image-2, Image-3\ncyan star: Image",
+        "{'cyan star': 2} said",
+    ),
+    "another target": ("\ncyan: cyan star", "\nblue: blue square", "targets ['blue: blue square'] said"),
+    "no target": ("\ncyan: cyan star", "", "targets [] said"),
+    "a sentence of no form": (
+        "\ncyan: ",
+        "\nIt is hidden.\ncyan: ",
+        "targets ['It is hidden.', 'cyan: cyan star'] said",
+    ),
+}
+
+
+def test_places_say_which_images_show_what_is_sought() -> None:
+    assert places(SEEN) == WHERE
+    assert check_places(WHERE, SEEN) == []
+    assert places(replace(SEEN, truth=TextAnswer("2"))) == ""
+
+
+@pytest.mark.parametrize(("old", "new", "fault"), MISPLACED.values(), ids=MISPLACED)
+def test_the_check_of_places_finds(old: str, new: str, fault: str) -> None:
+    assert WHERE.count(old) == 1
+    assert any(fault in found for found in check_places(WHERE.replace(old, new), SEEN))
+
+
+def test_where_nothing_is_annotated_the_place_is_the_truths() -> None:
+    bare = replace(SEEN, objects=((), (), ()), truth=Grounding(3, "cyan star", PLACES[0]))
+    assert places(bare) == "cyan star: Image-3\ncyan: cyan star"
+    assert check_places("cyan star: Image-2\ncyan: cyan star", bare) != []
+
+
+def test_places_of_a_target_that_its_image_does_not_hold_are_refused() -> None:
+    with pytest.raises(TaskError, match="some:id: no reasoning without a fault"):
+        places(replace(SEEN, truth=Grounding(1, "cyan star", PLACES[0])))
+
+
+@pytest.mark.parametrize(("world", "task_type"), HOMES)
+def test_places_of_every_task_type_of_every_world_are_without_a_fault(world: str, task_type: str) -> None:
+    for number in range(2):
+        found = make_task(world, task_type, None, "train", number)
+        assert check_places(places(found), found) == []

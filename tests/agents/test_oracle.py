@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import pytest
 
-from agents.annotated_reasoning import reasoning
+from agents.annotated_reasoning import places, reasoning
 from agents.oracle import OracleAgent
 from agents.rollout import run_episodes
 from agents.types import Trajectory
@@ -17,7 +18,7 @@ from mimgenv import default_codec, load_task
 from mimgenv.geometry import BOX_FRAMES
 from mimgenv.tasks.rendered import GROUNDING_TYPES, QA_TYPES, TASK_TYPES, TINY_TYPES
 from mimgenv.tools import TOOLS
-from mimgenv.types import Grounding
+from mimgenv.types import Grounding, Task
 
 TINY, ZOOM, QA, GROUNDING = "MultiImageTiny-v0", "MultiImageTinyZoom-v0", "MultiImageQA-v0", "MultiImageGrounding-v0"
 TYPES = {TINY: TINY_TYPES, QA: tuple(TASK_TYPES)}
@@ -247,14 +248,16 @@ def test_shares_may_add_up_to_one_as_decimals_do() -> None:
 
 
 def test_an_unknown_way_to_think_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"think 'aloud' is not one of \['label', 'rationale', 'annotations'\]"):
+    known = r"\['label', 'rationale', 'annotations', 'places'\]"
+    with pytest.raises(ValueError, match=f"think 'aloud' is not one of {known}"):
         OracleAgent(think="aloud")
 
 
-def test_annotations_are_told_in_the_first_turn_only() -> None:
-    for trajectory in played(OracleAgent(think="annotations", confirm=1.0), QA, 24):
+@pytest.mark.parametrize(("think", "thought"), [("annotations", reasoning), ("places", places)])
+def test_annotations_are_told_in_the_first_turn_only(think: str, thought: Callable[[Task], str]) -> None:
+    for trajectory in played(OracleAgent(think=think, confirm=1.0), QA, 24):
         task = load_task(trajectory.task_id)
-        assert text(trajectory, 0).startswith(f"<think>{reasoning(task)}</think>")
+        assert text(trajectory, 0).startswith(f"<think>{thought(task)}</think>")
         assert trajectory.reward == 1.5
         if len(trajectory.turns) == 2:
             assert isinstance(task.truth, Grounding)

@@ -246,6 +246,42 @@ def test_metrics_cover_dropped_and_masked_episodes_too() -> None:
     assert (metrics["reward/total"], metrics["stop/env_error"], metrics["mask/tokens_trained"]) == (1.0, 0.5, 0.0)
 
 
+def said(text: str, error: str | None = None) -> Turn:
+    """A turn that reads so."""
+    ids = tuple(CODEC.encode_turn(text))
+    return Turn(Message("Where?", ()), Action(ids, (-1.0,) * len(ids)), error)
+
+
+def call(tool: str, error: str | None = None) -> Turn:
+    return said(f'<think>t</think><tool_call>{{"name": "{tool}", "arguments": {{"image": 1}}}}</tool_call>', error)
+
+
+ANSWER = said("<think>t</think><answer>2</answer>")
+
+
+def tool_use(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    metrics = collect(groups, CHAT, CONFIG).metrics
+    return {name: value for name, value in metrics.items() if name.startswith("tool/")}
+
+
+def test_calls_of_each_tool_are_counted_per_episode() -> None:
+    groups = [
+        [played(1.0, turns=[call("zoom"), call("zoom"), call("mark"), ANSWER]), played(0.0, turns=[ANSWER])],
+        [played(1.0, turns=[call("zoom"), ANSWER]), played(0.0, "turn_limit", [ANSWER, call("zoom")])],
+    ]
+    assert tool_use(groups) == {"tool/zoom": 1.0, "tool/mark": 0.25}
+
+
+def test_a_call_that_was_refused_is_none() -> None:
+    reserved = Turn(Message("Where?", ()), Action((CODEC.vocab_size,), (-1.0,)), "bad_token")
+    refused = [call("zoom", "bad_box"), reserved, ANSWER]
+    assert tool_use([[played(1.0, turns=refused), played(0.0)]]) == {}
+
+
+def test_a_turn_that_an_environment_let_pass_though_it_does_not_parse_is_no_call() -> None:
+    assert tool_use([[played(1.0, turns=[turn(3), call("zoom"), turn(3)]), played(0.0)]]) == {"tool/zoom": 0.5}
+
+
 # ---------------------------------------------------------------- over ranks
 
 
@@ -267,6 +303,23 @@ def shared(groups: Sequence[Sequence[Any]], rank: int, config: TrainConfig) -> C
     others = [[[_attempt(trajectory, config) for trajectory in group] for group in own] for own in groups]
     object.__setattr__(world, "others", others)
     return collect(groups[rank], CHAT, config, world)
+
+
+class Sums(Ranks):
+    """Ranks of which each other one called `mark` three times in two episodes."""
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        if "episodes" not in values:
+            return dict(values)
+        return {**values, "episodes": values["episodes"] + 2 * (self.size - 1), "tool/mark": 3.0 * (self.size - 1)}
+
+
+def test_calls_of_tools_are_per_episode_of_all_ranks() -> None:
+    own = [[played(1.0, turns=[call("zoom"), ANSWER]), played(0.0)]]
+    world = Sums(0, 2)
+    object.__setattr__(world, "others", [[], []])
+    metrics = collect(own, CHAT, CONFIG, world).metrics
+    assert (metrics["tool/zoom"], metrics["tool/mark"]) == (1 / 4, 3 / 4)
 
 
 def test_groups_of_an_earlier_round_come_first_whoever_played_them() -> None:

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
-from rl.config import LOSSES, OBJECTIVE, TrainConfig
+from agents import oracle
+from rl import trainer
+from rl.config import LOSSES, OBJECTIVE, RENDERED, SCHEDULES, THOUGHTS, EnvSettings, TrainConfig
 from rl.loss import PRESETS, Objective
 from rl.masking import KEEP_STOPS
 
 COUNTS = ("sft_questions", "sft_rows", "sft_probe_every", "sft_probe_episodes", "prompts_per_step")
 COUNTS += ("max_turn_tokens", "eval_episodes", "save_every")
+SHARES = ("sft_zoom", "sft_reflect", "sft_confirm")
+NO_TOOL = dict.fromkeys(SHARES, 0.0)
 
 
 # ---------------------------------------------------------------- what cannot work
@@ -45,8 +50,8 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 def test_every_option_is_explained() -> None:
-    words = (TrainConfig.__doc__ or "").replace(",", " ").replace(":", " ").split()
-    assert [field.name for field in fields(TrainConfig) if field.name not in words] == []
+    said = f"{EnvSettings.__doc__} {TrainConfig.__doc__}".replace(",", " ").replace(":", " ").split()
+    assert [field.name for field in fields(TrainConfig) if field.name not in said] == []
 
 
 # ---------------------------------------------------------------- what the environment is asked for
@@ -61,10 +66,16 @@ def test_what_is_not_set_is_left_to_the_environments_id() -> None:
     [
         ("source", "odinw:/a"),
         ("tasks", ("locate",)),
+        ("world", "tabletop"),
         ("difficulty", 2),
         ("tools", ("zoom",)),
         ("tools", ()),
         ("instructions", "brief"),
+        ("box_frame", "norm1000"),
+        ("max_turns", 3),
+        ("max_tokens", 99),
+        ("max_images", 0),
+        ("max_pixels", 3136),
         ("reward", "accuracy"),
     ],
 )
@@ -78,6 +89,24 @@ def test_the_evaluation_may_have_a_source_of_its_own() -> None:
     config = TrainConfig(source="odinw:/train", eval_source="odinw:/valid")
     assert config.env_arguments()["source"] == "odinw:/train"
     assert config.env_arguments(evaluation=True)["source"] == "odinw:/valid"
+
+
+@pytest.mark.parametrize("source", [None, "selected:/tasks.jsonl"])
+def test_the_evaluation_may_be_of_rendered_tasks_whatever_is_trained_on(source: str | None) -> None:
+    config = TrainConfig(source=source, eval_source=RENDERED, world="tiny")
+    rendered = {"reward": "grounding", "world": "tiny"}
+    assert config.env_arguments(evaluation=True) == rendered
+    assert config.env_arguments() == (rendered if source is None else rendered | {"source": source})
+
+
+def test_every_setting_of_an_environment_is_one_that_environments_take() -> None:
+    given = {"world": "tiny", "tasks": ("locate",), "tools": ("zoom",), "difficulty": 2, "instructions": "brief"}
+    given |= {"box_frame": "unit", "max_turns": 3, "max_tokens": 99, "max_images": 1, "max_pixels": 3136}
+    made: Any = gym.make("mimgenv:MultiImageQA-v0", **TrainConfig(**given).env_arguments()).unwrapped
+    beside = {"env", "source", "eval_source", "reward"}
+    assert {field.name for field in fields(EnvSettings)} == given.keys() | beside
+    for name in ("box_frame", "instructions", "max_turns", "max_tokens", "max_images", "max_pixels"):
+        assert getattr(made, name) == given[name]
 
 
 # ---------------------------------------------------------------- the loss
@@ -142,6 +171,11 @@ def test_every_preset_is_an_option() -> None:
     assert set(LOSSES) == set(PRESETS)
 
 
+def test_every_schedule_and_every_way_to_think_is_an_option() -> None:
+    assert set(SCHEDULES) == set(trainer._SCHEDULES)
+    assert set(THOUGHTS) == set(oracle.THOUGHTS)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -155,7 +189,12 @@ def test_every_preset_is_an_option() -> None:
         ({"learning_rate": float("nan")}, "learning_rate nan: at least 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm 0.0: must be above 0"),
         ({"max_drift": float("nan")}, "max_drift nan: must be above 0"),
-        ({"sft_zoom": 7.0}, "sft_zoom 7.0: at most 1"),
+        ({"final_learning_rate": 7.0}, "final_learning_rate 7.0: at most 1"),
+        *[({name: -0.1}, f"{name} -0.1: at least 0") for name in SHARES],
+        *[({**NO_TOOL, name: 1.1}, "sft_zoom.* sft_reflect.* sft_confirm.*: together at most 1") for name in SHARES],
+        (dict.fromkeys(SHARES, 0.4), "sft_zoom.* sft_reflect.* sft_confirm.*: together at most 1"),
+        ({"sft_schedule": "square"}, r"sft_schedule square is not one of \['linear', 'cosine'\]"),
+        ({"sft_think": "hard"}, r"sft_think hard is not one of \['label', 'rationale', 'annotations', 'places'\]"),
         ({"dtype": "bfloat16"}, "small steps are lost on weights in half precision"),
     ],
 )

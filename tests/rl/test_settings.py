@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rl.config import TrainConfig
-from rl.settings import read_config
+from rl.config import EnvSettings, TrainConfig
+from rl.settings import checked_settings, converted_setting, read_config
 
 
 def recipe(folder: Path, text: str) -> str:
@@ -54,7 +55,14 @@ def test_the_last_word_wins() -> None:
         ("--cold_start=none", "cold_start", None),
         ("--difficulty=none", "difficulty", None),
         ("--difficulty=3", "difficulty", 3),
+        ("--max_turns=3", "max_turns", 3),
+        ("--max_turns=none", "max_turns", None),
+        ("--world=none", "world", None),
+        ("--world=tiny", "world", "tiny"),
         ("--source=none", "source", None),
+        ("--eval_source=rendered", "eval_source", "rendered"),
+        ("--sft_data=runs/a,b.jsonl", "sft_data", "runs/a,b.jsonl"),
+        ("--sft_data=none", "sft_data", None),
         ("--source=odinw:/a,b", "source", "odinw:/a,b"),
         ("--tasks=qa", "tasks", "qa"),
         ("--tasks=referring,locate", "tasks", ("referring", "locate")),
@@ -178,3 +186,37 @@ def test_the_same_is_refused_on_the_command_line() -> None:
 def test_what_cannot_be_offered_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(ValueError, match=f"^--{name}: {name} is not offered: .{{20,}}"):
         read_config([f"--{name}", "0.9"])
+
+
+# ---------------------------------------------------------------- fields of other records
+
+
+@dataclass(frozen=True, slots=True)
+class Played(EnvSettings):
+    """Settings that share those of the environment with a run."""
+
+    attempts: int = 4
+
+
+def test_a_table_may_be_of_other_fields_than_a_runs() -> None:
+    found = checked_settings({"tools": ["zoom"], "attempts": 3}, "here", Played)
+    assert Played(**found) == Played(tools=("zoom",), attempts=3)
+
+
+def test_what_is_no_field_of_theirs_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"^here: unknown steps; known: attempts, box_frame, .* world$"):
+        checked_settings({"steps": 3}, "here", Played)
+    with pytest.raises(ValueError, match=r"^here: unknown attempts; known: .*group_size"):
+        checked_settings({"attempts": 3}, "here")
+
+
+def test_a_value_of_the_wrong_type_for_them_is_refused_by_place_and_name() -> None:
+    with pytest.raises(ValueError, match=r"^here: attempts '3' is not of type int$"):
+        checked_settings({"attempts": "3"}, "here", Played)
+
+
+def test_a_word_is_read_as_the_type_of_their_field() -> None:
+    assert converted_setting("attempts", "3", Played) == 3
+    assert converted_setting("tools", "zoom", Played) == ("zoom",)
+    with pytest.raises(ValueError, match="^--attempts three: not a whole number$"):
+        converted_setting("attempts", "three", Played)

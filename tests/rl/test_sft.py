@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from agents.annotated_reasoning import places, reasoning
 from agents.chat import Chat
+from agents.evaluate import evaluate_agent
 from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL
-from agents.rollout import run_episodes
+from agents.rollout import make_envs, run_episodes
 from agents.types import History
 from mimgenv import load_task
+from mimgenv.errors import DatasetError
+from mimgenv.records import EpisodeRecord, write_records
 from mimgenv.tasks.rendered import QA_TYPES, TINY_TYPES
 from mimgenv.tasks.siblings import siblings
 from mimgenv.types import Task
@@ -22,7 +29,17 @@ from rl.batch import Sample, common_prefix
 from rl.config import TrainConfig
 from rl.loss import sft_loss
 from rl.policy import Policy
-from rl.sft import EARLIER_SHARE, EASY_QUESTIONS, ColdStart, curriculum, play_rows, sft_sample, sft_step
+from rl.sft import (
+    EARLIER_SHARE,
+    EASY_QUESTIONS,
+    ColdStart,
+    RecordedSet,
+    cold_start_set,
+    curriculum,
+    play_rows,
+    sft_sample,
+    sft_step,
+)
 
 TINY, ZOOM = "MultiImageTiny-v0", "MultiImageTinyZoom-v0"
 IMAGE = 12
@@ -147,20 +164,55 @@ def test_sft_questions_is_the_most_samples_of_a_row_of_the_last_stage(qwen: Qwen
     assert max(len(row) for row in all_rows(cold_start(qwen, sft_questions=count).pools[2])) == count
 
 
-def zooms(qwen: QwenVL, stage: int, **settings: Any) -> list[bool]:
-    pool = cold_start(qwen, sft_questions=1, sft_tasks=40, **settings).pools[stage]
-    return ["<tool_call>" in learned(qwen.chat, row[0]) for row in all_rows(pool)]
+def calls(qwen: QwenVL, stage: int, tool: str = "zoom", **settings: Any) -> int:
+    """How many of 40 episodes of a stage call the tool."""
+    pool = cold_start(qwen, sft_questions=1, **{"sft_tasks": 40, **settings}).pools[stage]
+    return sum(f'{{"name": "{tool}"' in learned(qwen.chat, row[0]) for row in all_rows(pool))
 
 
-def test_sft_zoom_is_how_often_the_oracle_zooms_in_the_last_stage(qwen: QwenVL) -> None:
-    assert sum(zooms(qwen, 2, env=ZOOM, sft_zoom=0.0)) == 0
-    assert sum(zooms(qwen, 2, env=ZOOM, sft_zoom=1.0)) == 40
-    assert 10 < sum(zooms(qwen, 2, env=ZOOM, sft_zoom=0.5)) < 30
+SHARES = {"sft_zoom": "zoom", "sft_reflect": "visual_reflection", "sft_confirm": "visual_confirmation"}
+ALL_TOOLS: Mapping[str, Any] = {"env": ZOOM, "tools": tuple(SHARES.values()), **dict.fromkeys(SHARES, 0.0)}
 
 
-def test_nothing_is_zoomed_where_there_is_no_tool_or_in_an_earlier_stage(qwen: QwenVL) -> None:
-    assert sum(zooms(qwen, 2, sft_zoom=1.0)) == 0
-    assert sum(zooms(qwen, 0, env=ZOOM, sft_zoom=1.0)) == 0
+@pytest.mark.parametrize(("option", "tool"), SHARES.items())
+def test_the_share_of_a_tool_is_how_often_the_oracle_calls_it_in_the_last_stage(
+    qwen: QwenVL, option: str, tool: str
+) -> None:
+    assert calls(qwen, 2, tool, **ALL_TOOLS) == 0
+    assert calls(qwen, 2, tool, **{**ALL_TOOLS, option: 1.0}) == 40
+    assert 10 < calls(qwen, 2, tool, **{**ALL_TOOLS, option: 0.5}) < 30
+    for other in set(SHARES.values()) - {tool}:
+        assert calls(qwen, 2, other, **{**ALL_TOOLS, option: 1.0}) == 0
+
+
+@pytest.mark.parametrize(("option", "tool"), SHARES.items())
+def test_no_tool_is_called_where_there_is_none_or_no_budget_or_in_an_earlier_stage(
+    qwen: QwenVL, option: str, tool: str
+) -> None:
+    settings = {**ALL_TOOLS, option: 1.0, "sft_tasks": 6}
+    assert calls(qwen, 2, tool, **settings) == 6
+    assert calls(qwen, 2, tool, **{**settings, "tools": ()}) == 0
+    assert calls(qwen, 2, tool, **{**settings, "max_images": 2}) == 0
+    assert calls(qwen, 2, tool, **{**settings, "max_turns": 1}) == 0
+    assert calls(qwen, 0, tool, **settings) == 0
+
+
+@pytest.mark.parametrize(
+    ("think", "thought"),
+    [
+        ("label", lambda task: f"{task.truth.label.split()[0]}: {task.truth.label}"),
+        ("rationale", lambda task: task.rationale),
+        ("annotations", reasoning),
+        ("places", places),
+    ],
+)
+def test_the_oracle_thinks_as_it_is_told_to(qwen: QwenVL, think: str, thought: Callable[[Task], str]) -> None:
+    start = cold_start(qwen, tasks=("referring",), sft_tasks=3, sft_questions=1, sft_think=think)
+    source: Any = make_envs(TINY, 1, **start.stages[2].arguments)[0].unwrapped
+    tasks = [source.source.task(2 * 3 + index) for index in range(3)]  # the third stage begins after two of 3 tasks
+    assert [learned(qwen.chat, row[0]).split("</think>")[0] for row in all_rows(start.pools[2])] == [
+        f"<think>{thought(task)}" for task in tasks
+    ]
 
 
 def test_the_cold_start_is_on_tasks_of_the_environment_that_is_asked_for(qwen: QwenVL) -> None:
@@ -246,6 +298,189 @@ def test_a_type_is_shown_more_the_less_it_is_mastered(qwen: QwenVL) -> None:
     assert max(even.values()) < 2 * min(even.values())
     assert skewed["counting"] > 4 * max(count for name, count in skewed.items() if name != "counting")
     assert skewed["locate"] > 0  # what is mastered is not forgotten
+
+
+# ---------------------------------------------------------------- recorded episodes
+
+
+class Opening:
+    """Says the same things in every episode, one a turn, then the truth."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.oracle = said, OracleAgent(think="label", grid=7)
+
+    def act(self, histories: Sequence[History]) -> list[str]:
+        turns = zip(histories, self.oracle.act(histories), strict=True)
+        return [(*self.said, *[truth] * 9)[len(history.turns)] for history, truth in turns]
+
+
+ZOOMS = '<think>t</think><tool_call>{"name": "zoom", "arguments": {"image": 1, "bbox_2d": [0, 0, 42, 42]}}</tool_call>'
+
+
+def records(agent: Any, count: int, env: str = ZOOM, **arguments: Any) -> tuple[EpisodeRecord, ...]:
+    report = evaluate_agent(agent, env, count, split="train", blind_episodes=0, **arguments)
+    return tuple(report.records)
+
+
+@pytest.fixture(scope="module")
+def five() -> tuple[EpisodeRecord, ...]:
+    """Episodes of two turns, of one turn, and one that begins with a bad turn."""
+    zoomed = records(OracleAgent(zoom=0.5, think="label", grid=7), 4)
+    (stumbled,) = records(Opening("hm"), 1, first_seed=4)
+    found = (*zoomed, stumbled)
+    assert Counter(len(record.turns) for record in found) == {1: 2, 2: 3}
+    assert [turn.error for turn in stumbled.turns] == ["bad_turn", None]
+    return found
+
+
+def written(record: EpisodeRecord) -> str:
+    """All that the author of an episode wrote; every turn is closed."""
+    return "".join(f"{turn.action}<|im_end|>" for turn in record.turns)
+
+
+def recorded(qwen: QwenVL, folder: Path, found: Sequence[EpisodeRecord], **settings: Any) -> RecordedSet:
+    path = folder / "trajectories.jsonl"
+    write_records(path, found)
+    return RecordedSet(TrainConfig(**{"env": ZOOM, "sft_rows": 3, "sft_data": str(path), **settings}), qwen.chat)
+
+
+def test_of_a_recorded_episode_all_that_its_author_wrote_is_learned_and_nothing_else(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    samples = recorded(qwen, tmp_path, five).samples
+    assert [learned(qwen.chat, sample) for sample in samples] == [written(record) for record in five]
+    for record, sample in zip(five, samples, strict=True):
+        said = questions(qwen.chat, sample).replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+        assert all(f"\n{turn.message}<|im_end|>" in said for turn in record.turns)
+        assert [image.shape[1::-1] for image in sample.images] == [(view.width, view.height) for view in record.views]
+        assert sample.advantage == 1.0
+
+
+def test_a_recorded_episode_is_learned_as_one_that_is_played(qwen: QwenVL, tmp_path: Path) -> None:
+    agent = OracleAgent(zoom=0.5, think="label", grid=7)
+    played = run_episodes(agent, ZOOM, range(4), codec=qwen.codec)
+    direct = [sft_sample(qwen.chat, trajectory) for trajectory in played]
+    again = recorded(qwen, tmp_path, records(agent, 4)).samples
+    assert [(one.ids, one.mask) for one in again] == [(one.ids, one.mask) for one in direct]
+    pixels = [[image.tobytes() for image in one.images] for one in direct]
+    assert [[image.tobytes() for image in one.images] for one in again] == pixels
+
+
+def test_what_the_cold_start_learns_from_is_recorded_where_a_file_is_named(qwen: QwenVL) -> None:
+    assert isinstance(cold_start_set(TrainConfig(), qwen.chat), ColdStart)
+    config = TrainConfig(sft_data="a.jsonl", tools=("zoom",))
+    found = cold_start_set(config, qwen.chat)
+    assert isinstance(found, RecordedSet)
+    assert [stage.arguments for stage in found.stages] == [config.env_arguments()]  # no curriculum leads up to it
+
+
+def order(found: RecordedSet, updates: int, stage: int = 0) -> list[int]:
+    """Places in the file of the rows of the first updates."""
+    places = {id(sample): place for place, sample in enumerate(found.samples)}
+    rows = [row for update in range(updates) for row in found.rows(stage, update)]
+    assert {len(row) for row in rows} == {1}
+    return [places[id(row[0])] for row in rows]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 12])
+def test_every_recorded_episode_is_shown_once_a_pass_and_each_pass_has_its_order(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path, rows: int
+) -> None:
+    found = recorded(qwen, tmp_path, five, sft_rows=rows)
+    shown = order(found, -(-60 // rows))[:60]
+    passes = [tuple(shown[first : first + 5]) for first in range(0, 60, 5)]
+    assert {tuple(sorted(places)) for places in passes} == {tuple(range(5))}
+    assert len(set(passes)) > 8  # of 120 orders, drawn 12 times
+    assert shown == order(recorded(qwen, tmp_path, five, sft_rows=3), 20)  # however many rows an update has
+
+
+def test_the_order_of_recorded_episodes_is_a_function_of_seed_and_update(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    found = recorded(qwen, tmp_path, five)
+    first = order(found, 10)
+    assert order(found, 10) == first == order(recorded(qwen, tmp_path, five), 10)
+    assert order(recorded(qwen, tmp_path, five, seed=1), 10) != first
+
+
+def test_two_records_of_one_task_both_serve(qwen: QwenVL, tmp_path: Path) -> None:
+    zoomed, plain, stumbled = (records(agent, 2) for agent in (OracleAgent(zoom=1.0), OracleAgent(), Opening("hm")))
+    found = (zoomed[0], plain[0], plain[1], stumbled[0], zoomed[0])
+    assert Counter(record.task_id for record in found).most_common(1) == [(zoomed[0].task_id, 4)]
+    samples = recorded(qwen, tmp_path, found).samples
+    assert [learned(qwen.chat, sample) for sample in samples] == [written(record) for record in found]
+
+
+def test_more_episodes_than_are_played_together_all_serve_in_their_order(qwen: QwenVL, tmp_path: Path) -> None:
+    found = records(OracleAgent(grid=7), 70, TINY, tasks=("locate",))[::-1]
+    samples = recorded(qwen, tmp_path, found, env=TINY).samples
+    assert [learned(qwen.chat, one) for one in samples] == [written(record) for record in found]
+
+
+def refusal(qwen: QwenVL, folder: Path, found: Sequence[EpisodeRecord], **settings: Any) -> str:
+    """What is said after the name of the file."""
+    start = recorded(qwen, folder, found, **settings)
+    with pytest.raises(DatasetError) as raised:
+        start.rows(0, 0)
+    said = str(raised.value)
+    assert said.startswith(str(start.config.sft_data))
+    return said.removeprefix(str(start.config.sft_data))
+
+
+def test_a_file_without_an_episode_is_refused(qwen: QwenVL, tmp_path: Path) -> None:
+    assert refusal(qwen, tmp_path, []) == " holds no episodes"
+
+
+def test_a_file_that_is_not_there_is_named(qwen: QwenVL, tmp_path: Path) -> None:
+    start = RecordedSet(TrainConfig(sft_data=str(tmp_path / "none.jsonl")), qwen.chat)
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        start.rows(0, 0)
+
+
+def test_a_record_of_an_unknown_version_is_refused_with_its_line(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    start = recorded(qwen, tmp_path, five)
+    path = Path(str(start.config.sft_data))
+    lines = path.read_text("utf-8").splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "version": 2})
+    path.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(DatasetError, match=r"trajectories\.jsonl, line 2: unknown version 2; this reader knows 1$"):
+        start.rows(0, 0)
+
+
+def test_an_episode_that_the_environment_shows_otherwise_is_refused_with_its_task(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    assert "turn 1: the environment says" in refusal(qwen, tmp_path, five, instructions="full")
+    assert f": task {five[0].task_id}, turn 1: images of " in refusal(qwen, tmp_path, five, max_pixels=56 * 56)
+    assert "the environment says 'Error (unknown_tool)" in refusal(qwen, tmp_path, five, tools=())
+
+
+def test_an_episode_whose_boxes_are_written_otherwise_is_refused_though_no_message_tells_it(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    said = refusal(qwen, tmp_path, five, box_frame="norm1000")
+    assert said == (f": in the record of {five[0].task_id} boxes are written as pixel, the environment's as norm1000")
+
+
+def test_an_episode_that_ends_otherwise_is_refused_with_both_ends(qwen: QwenVL, tmp_path: Path) -> None:
+    (zoomed,) = records(OracleAgent(zoom=1.0), 1)
+    sooner = f": task {zoomed.task_id}: played again there are errors [None] and the end turn_limit, recorded are "
+    assert refusal(qwen, tmp_path, [zoomed], max_turns=1) == sooner + "[None, None] and answered"
+    sooner = sooner.replace("[None]", "['too_long']").replace("turn_limit", "void")
+    assert refusal(qwen, tmp_path, [zoomed], max_tokens=5) == sooner + "[None, None] and answered"
+    (twice,) = records(Opening(ZOOMS, ZOOMS), 1, max_turns=3)
+    assert recorded(qwen, tmp_path, [twice], max_turns=3).rows(0, 0)
+    assert "the end image_limit, recorded" in refusal(qwen, tmp_path, [twice], max_turns=3, max_images=3)
+    assert refusal(qwen, tmp_path, [replace(zoomed, stop="void")]).endswith("recorded are [None, None] and void")
+
+
+def test_an_episode_of_a_task_that_is_not_known_is_refused(
+    qwen: QwenVL, five: Sequence[EpisodeRecord], tmp_path: Path
+) -> None:
+    unknown = replace(five[0], task_id="rendered:tiny/chess/any/train/4")
+    assert "rendered:tiny/chess/any/train/4" in refusal(qwen, tmp_path, [*five[1:], unknown])
 
 
 # ---------------------------------------------------------------- an update

@@ -112,6 +112,12 @@ def test_a_recipe_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("--instructions=loud", "loud"),
         ("--source=odinw:/none", "/none"),
         ("--source=nowhere:/none", "nowhere"),
+        ("--world=moon", "moon"),
+        ("--box_frame=furlong", "furlong"),
+        ("--max_turns=0", "budgets 0"),
+        ("--sft_data=/none/trajectories.jsonl", "/none/trajectories.jsonl"),
+        ("--sft_schedule=square", "sft_schedule square is not one of"),
+        ("--sft_think=hard", "sft_think hard is not one of"),
         ("--start=/none/model", "/none/model is not a directory"),
         ("--start=runs/none/model", "runs/none/model is not a directory"),
     ],
@@ -140,6 +146,11 @@ def test_help_names_every_option_and_runs_nothing(capsys: pytest.CaptureFixture[
     assert main(["--help"]) == main(["-h", "--steps=3"]) == 0
     said = capsys.readouterr().out
     assert [field.name for field in fields(TrainConfig) if field.name not in said] == []
+
+
+def test_help_explains_every_option_before_it_lists_their_defaults() -> None:
+    explained = usage().partition("Defaults")[0].replace(",", " ").replace(":", " ").split()
+    assert [field.name for field in fields(TrainConfig) if field.name not in explained] == []
 
 
 def test_a_wrong_command_line_is_refused_before_torch_is_loaded() -> None:

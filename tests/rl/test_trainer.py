@@ -14,12 +14,15 @@ import torch
 import rl.report
 import rl.trainer
 import rl.update
+from agents.evaluate import evaluate_agent
 from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL, load_qwen_vl, save_qwen_vl
 from agents.random_agent import RandomAgent
 from agents.rollout import run_episodes
 from agents.types import History, Trajectory
-from mimgenv.records import read_records
+from mimgenv.datasets.selected import Selected, write_selection
+from mimgenv.errors import DatasetError
+from mimgenv.records import read_records, write_records
 from mimgenv.tasks.prefetch import PrefetchedTasks
 from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
@@ -31,6 +34,7 @@ from rl.policy import Policy
 from rl.tracker import read_metrics
 from rl.trainer import GRPOTrainer, Result
 
+ZOOM = "MultiImageTinyZoom-v0"
 SMALL: Mapping[str, Any] = {
     "sft_tasks": 6,
     "sft_questions": 2,
@@ -282,6 +286,127 @@ def test_the_learning_rate_warms_up_and_comes_down_to_a_share(whims: str, tmp_pa
 
     assert rates(warmup=0, final_learning_rate=0.5) == pytest.approx([1.0, 0.8, 0.6, 0.5, 0.5])
     assert rates(warmup=2, final_learning_rate=0.1) == pytest.approx([0.5, 0.8, 0.6, 0.4, 0.2])
+
+
+SCHEDULED: Sequence[tuple[str, int, Mapping[int, float]]] = [
+    ("linear", 430, {0: 1 / 30, 14: 0.5, 29: 1.0, 215: 1.0, 250: 180 / 215, 387: 0.2, 429: 0.05}),
+    ("cosine", 430, {0: 1 / 30, 14: 0.5, 29: 1.0, 30: 1.0, 130: 0.8609, 230: 0.525, 330: 0.1891, 429: 0.05}),
+    ("linear", 20, {0: 0.5, 1: 1.0, 10: 1.0, 15: 0.5, 19: 0.1}),  # a tenth of them is warm-up
+    ("cosine", 20, {0: 0.5, 1: 1.0, 2: 1.0, 11: 0.525, 19: 0.0572}),
+]
+"""Schedule, updates, and shares of the learning rate by updates so far; the first 30 at most are the warm-up."""
+
+
+@pytest.mark.parametrize(("schedule", "steps", "shares"), SCHEDULED)
+def test_the_cold_starts_rate_warms_up_and_comes_down_as_its_schedule_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, steps: int, shares: Mapping[int, float]
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(Policy, "set_rate", lambda policy, rate: rates.append(rate))
+    monkeypatch.setattr(Policy, "checkpoint", lambda *given: None)
+    monkeypatch.setattr(rl.trainer, "sft_step", lambda *given: {"loss/sft": 0.0})
+    config = small(tmp_path, sft_schedule=schedule, sft_steps=steps, sft_learning_rate=2.0, sft_probe_every=999)
+    with pytest.raises(Killed):
+        GRPOTrainer(config, on_step=KillAt("sft", steps)).train()
+    assert len(rates) == steps
+    for step, share in shares.items():
+        assert rates[step] == pytest.approx(2.0 * share, abs=2e-3)
+
+
+# ---------------------------------------------------------------- recorded episodes and selected tasks
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of an oracle's episodes, not all of one length."""
+    path = tmp_path_factory.mktemp("recorded") / "trajectories.jsonl"
+    report = evaluate_agent(OracleAgent(zoom=0.5, grid=7), ZOOM, 5, split="train", blind_episodes=0)
+    write_records(path, report.records)
+    assert {len(record.turns) for record in report.records} == {1, 2}
+    return str(path)
+
+
+def on_recorded(folder: Path, recorded: str, **settings: Any) -> TrainConfig:
+    chosen = {"env": ZOOM, "sft_data": recorded, "cold_start": True, "sft_steps": 5, "steps": 0, **settings}
+    return small(folder, **{"lora_rank": 2, "sft_schedule": "cosine", **chosen})
+
+
+def test_a_cold_start_may_be_on_recorded_episodes_with_new_adapters_after_it(
+    recorded: str, tmp_path: Path, make_qwen: Callable[..., QwenVL]
+) -> None:
+    start = str(tmp_path / "start")
+    save_qwen_vl(make_qwen(), start)
+    trainer = GRPOTrainer(on_recorded(tmp_path / "killed", recorded, start=start), on_step=KillAt("sft", 5))
+    with pytest.raises(Killed):
+        trainer.train()
+    trainer.policy.save_whole(tmp_path / "merged")
+    learned = weights(tmp_path / "merged")
+    found = run(on_recorded(tmp_path / "whole", recorded, start=start))
+    assert {row["phase"] for row in found.metrics} == {"sft"}
+    assert {row["stage"] for row in found.metrics} == {0.0}
+    assert same(found.cold_start, learned)
+    assert same(found.weights, learned)  # the next phase's adapters have learned nothing, and add nothing
+    assert not same(learned, weights(Path(start)))
+    other = run(on_recorded(tmp_path / "oracle", recorded, start=start, sft_data=None))
+    assert not same(other.weights, learned)
+
+
+def test_recorded_episodes_are_learned(recorded: str, tmp_path: Path) -> None:
+    settings: Mapping[str, Any] = {"sft_steps": 30, "sft_rows": 5, "sft_probe_every": 100, "sft_learning_rate": 5e-3}
+    rows = run(on_recorded(tmp_path, recorded, lora_rank=0, sft_schedule="linear", **settings)).metrics
+    assert rows[-1]["loss/sft"] < 0.5 * rows[0]["loss/sft"]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_on_recorded_episodes_that_is_killed_and_resumed_equals_one_that_is_not(
+    recorded: str, tmp_path: Path, step: int
+) -> None:
+    whole = run(on_recorded(tmp_path / "whole", recorded, steps=1))
+    assert [row["phase"] for row in whole.metrics] == ["sft"] * 5 + ["grpo"]
+    config = on_recorded(tmp_path / "killed", recorded, steps=1)
+    kill(config, "sft", step)
+    resumed(config).assert_same(whole)
+
+
+def test_a_record_that_the_environment_shows_otherwise_stops_the_run_before_an_update(
+    recorded: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match=r"trajectories\.jsonl: task .* the environment says"):
+        GRPOTrainer(on_recorded(tmp_path, recorded, instructions="full")).train()
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_selection_is_trained_on_and_rendered_tasks_are_held_out(
+    whims: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = rl.trainer.collect
+
+    def watched(groups: Any, *rest: Any) -> Any:
+        seen.extend(group[0].task_id for group in groups)
+        return real(groups, *rest)
+
+    monkeypatch.setattr(rl.trainer, "collect", watched)
+    chosen = [Selected(f"rendered:tiny/locate/any/train/{n}", "locate", 8, 4, "test") for n in (3, 5, 8)]
+    write_selection(tmp_path / "tasks.jsonl", chosen)
+    settings: Mapping[str, Any] = {"env": whims, "source": f"selected:{tmp_path / 'tasks.jsonl'}", "steps": 3}
+    settings |= {"cold_start": False, "eval_every": 1, "eval_episodes": 3, "prompts_per_step": 2}
+    run(small(tmp_path / "run", eval_source="rendered", **settings))
+    assert seen[:3] == seen[3:]
+    assert sorted(seen[:3]) == [item.task_id for item in chosen]
+    held_out = {record.task_id for record in read_records(tmp_path / "run" / "after.jsonl")}
+    assert {task_id.split("/")[-2] for task_id in held_out} == {"test"}
+    run(small(tmp_path / "same", **settings))
+    assert {record.task_id for record in read_records(tmp_path / "same" / "after.jsonl")} == set(seen)
+
+
+def test_tool_calls_of_the_policy_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def played(agent: Any, envs: Any, starts: Sequence[int], **more: Any) -> list[Trajectory]:
+        return run_episodes(OracleAgent(zoom=1.0, grid=7), envs, starts, **more)
+
+    monkeypatch.setattr(rl.trainer, "run_episodes", played)
+    (row,) = run(small(tmp_path, env=ZOOM, cold_start=False, steps=1, eval_every=0)).metrics
+    assert row["tool/zoom"] == 1.0
 
 
 # ---------------------------------------------------------------- where a run starts
@@ -611,13 +736,19 @@ SFT_OPTIONS: Mapping[str, Any] = {
     "seed": 1,
     "max_grad_norm": 0.1,
     "instructions": "none",
+    "sft_think": "rationale",
 }
 GRPO_OPTIONS: Mapping[str, Any] = {
     "env": "MultiImageTiny-v0",
     "tasks": ("locate",),
+    "world": "sprites",
     "difficulty": 1,
     "tools": (),
     "instructions": "none",
+    "box_frame": "unit",
+    "max_turns": 1,
+    "max_tokens": 3,
+    "max_pixels": 56 * 56,
     "start": "",
     "seed": 1,
     "cold_start": True,
@@ -652,13 +783,19 @@ GRPO_OPTIONS: Mapping[str, Any] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "source": "test_photographs_can_be_trained_on",
-    "eval_source": "test_photographs_can_be_trained_on",
+    "eval_source": "test_a_selection_is_trained_on_and_rendered_tasks_are_held_out",
+    "max_images": "test_sft.py: test_no_tool_is_called_where_there_is_none_or_no_budget_or_in_an_earlier_stage",
     "reward": "test_the_reward_is_the_one_asked_for",
     "workers": "test_scenes_made_ahead_in_another_process_change_nothing_but_the_time",
     "output": "test_a_run_writes_its_models_its_figures_and_its_page",
     "device": "test_the_model_is_on_the_device_of_the_configuration",
     "sft_questions": "test_sft.py: test_questions_are_the_most_samples_of_a_row",
-    "sft_zoom": "test_sft.py: test_sft_zoom_is_how_often_the_oracle_zooms_in_the_last_stage",
+    **dict.fromkeys(
+        ("sft_zoom", "sft_reflect", "sft_confirm"),
+        "test_sft.py: test_the_share_of_a_tool_is_how_often_the_oracle_calls_it_in_the_last_stage",
+    ),
+    "sft_data": "test_a_cold_start_may_be_on_recorded_episodes_with_new_adapters_after_it",
+    "sft_schedule": "test_the_cold_starts_rate_warms_up_and_comes_down_as_its_schedule_says",
     "sft_stop_iou": "test_the_cold_start_ends_only_when_every_measure_is_good_enough",
     "sft_stop_type_iou": "test_the_cold_start_ends_only_when_every_measure_is_good_enough",
     "sft_stop_format": "test_the_cold_start_ends_only_when_every_measure_is_good_enough",
