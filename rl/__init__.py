@@ -1,4 +1,6 @@
-"""rl: SFT and GRPO on trajectories, with action and trajectory masks. Knows no rewards, boxes or task types.
+"""rl: SFT and GRPO on trajectories, with action and trajectory masks; and papers as recipes made of such runs.
+
+Training knows no rewards, boxes or task types. Recipes and their tables know task types, by name.
 
     >>> from rl import GRPOTrainer, TrainConfig
     >>> GRPOTrainer(TrainConfig(start="tiny", output="runs/mine")).train()

@@ -20,16 +20,18 @@ SHOWN: Final = 40
 Rows = list[dict[str, Any]]
 
 
-def _series(rows: Rows, phase: str, key: str, first: int = 0) -> tuple[list[int], list[float]]:
+def series(rows: Rows, phase: str, key: str, first: int = 0) -> tuple[list[int], list[float]]:
+    """Steps, counted on from `first`, and values of a metric, of the lines of one phase that have it."""
     points = [(first + row["step"], row[key]) for row in rows if row["phase"] == phase and key in row]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _smooth(values: list[float], share: float = 0.1) -> list[float]:
-    smooth: list[float] = []
+def smooth(values: list[float], share: float = 0.1) -> list[float]:
+    """The running mean in which each new value counts for `share`; begins at the first."""
+    means: list[float] = []
     for value in values:
-        smooth.append(value if not smooth else (1 - share) * smooth[-1] + share * value)
-    return smooth
+        means.append(value if not means else (1 - share) * means[-1] + share * value)
+    return means
 
 
 def _keys(rows: Rows, prefix: str) -> list[str]:
@@ -39,9 +41,9 @@ def _keys(rows: Rows, prefix: str) -> list[str]:
 def _smoothed(axis: Any, rows: Rows, names: Mapping[str, str]) -> None:
     """GRPO's metrics of these keys, each with its label."""
     for key, label in names.items():
-        steps, values = _series(rows, "grpo", key)
+        steps, values = series(rows, "grpo", key)
         if steps:
-            axis.plot(steps, _smooth(values), label=label)
+            axis.plot(steps, smooth(values), label=label)
 
 
 def draw_curve(folder: Path) -> None:
@@ -57,7 +59,7 @@ def draw_curve(folder: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
     (scores, rewards), (ends, policy) = axes
     _draw_scores(scores, rows, folder)
-    steps, values = _series(rows, "grpo", "reward/total")
+    steps, values = series(rows, "grpo", "reward/total")
     rewards.plot(steps, values, alpha=0.2, color="tab:blue")
     parts = [key for key in _keys(rows, "reward/") if key not in ("reward/total", "reward/deviation")]
     _smoothed(rewards, rows, {"reward/total": "total"} | {key: key.partition("/")[2] for key in parts})
@@ -80,10 +82,10 @@ def _draw_scores(axis: Any, rows: Rows, folder: Path) -> None:
     cold_start = [row for row in rows if row["phase"] == "sft"]
     switch = max((row["step"] for row in cold_start), default=0)
     for key, label in (("probe/reward/iou", "cold start, probe"), ("probe/reward/format", "format, probe")):
-        axis.plot(*_series(rows, "sft", key), marker=".", label=label)
-    axis.plot(*_series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, val")
-    steps, values = _series(rows, "grpo", "reward/iou", switch)
-    axis.plot(steps, _smooth(values), label="GRPO, training (sampled)")
+        axis.plot(*series(rows, "sft", key), marker=".", label=label)
+    axis.plot(*series(rows, "grpo", "held_out/reward/iou", switch), marker="o", label="GRPO, val")
+    steps, values = series(rows, "grpo", "reward/iou", switch)
+    axis.plot(steps, smooth(values), label="GRPO, training (sampled)")
     axis.set(xlabel="update", ylabel="IoU, or share well formed", ylim=(0, 1.02), title="Grounding")
     for earlier, later in pairwise(cold_start):
         if earlier.get("stage") != later.get("stage"):

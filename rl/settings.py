@@ -1,4 +1,4 @@
-"""Where the settings of a run come from: a TOML recipe, the command line, or the run's own file, in that order.
+"""Where the settings of a run come from: a TOML file, the command line, or the run's own file, in that order.
 
 Knows the names and types of `TrainConfig` and nothing of what they mean. An unknown key is an error.
 """
@@ -71,7 +71,7 @@ def _check_names(names: Iterable[str], where: str, kind: type[EnvSettings] = Tra
 
 
 def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:
-    """A value of a recipe as the type of its field; a list is a tuple, a whole number is a number too."""
+    """A value of a file as the type of its field; a list is a tuple, a whole number is a number too."""
     value = tuple(value) if isinstance(value, list) else value
     options = _options(annotation)
     words = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
@@ -107,7 +107,7 @@ def resumed_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> TrainConfig:
-    """From command-line words: `[recipe.toml] [--key value …]`, on top of `base`.
+    """From command-line words: `[settings.toml] [--key value …]`, on top of `base`.
 
     Raises:
         ValueError: On an unknown key, a value of the wrong type, or a combination that cannot work.
@@ -117,7 +117,10 @@ def read_config(words: Sequence[str], base: Mapping[str, Any] | None = None) -> 
     annotations = typing.get_type_hints(TrainConfig)
     if rest and not rest[0].startswith("--"):
         path = Path(rest.pop(0))
-        settings |= checked_settings(tomllib.loads(path.read_text("utf-8")), str(path))
+        table = tomllib.loads(path.read_text("utf-8"))
+        if "arms" in table:
+            raise ValueError(f"{path} is a recipe of several stages: python -m rl.reproduce {path}")
+        settings |= checked_settings(table, str(path))
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")

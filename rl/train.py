@@ -1,6 +1,6 @@
-"""The command: `python -m rl.train [recipe.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
+"""The command: `python -m rl.train [settings.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
 
-On several processes: `torchrun --nproc_per_node 2 -m -- rl.train …`, with the same settings and the same result.
+With `--dry-run` nothing is trained: it plans memory and length, and rehearses a step of a two-layer model. On several processes: `torchrun --nproc_per_node 2 -m -- rl.train …`, with the same settings and the same result.
 Reads a configuration, shows progress, prints the result. Everything else is in trainer.py. A resumed run keeps the
 settings it was started with, unless they are given anew.
 """
@@ -100,9 +100,20 @@ def _change(before: Mapping[str, float], after: Mapping[str, float], key: str) -
 def usage() -> str:
     """What `--help` prints: the command, every option, and its default."""
     defaults = [f"  --{item.name} {item.default!r}  ({item.type})" for item in dataclasses.fields(TrainConfig)]
-    rules = "Values: true or false; lists as a,b; none for None. A recipe comes first, --key value after it."
+    rules = "Values: true or false; lists as a,b; none for None. A file comes first, --key value after it."
     explained = [str(EnvSettings.__doc__), str(TrainConfig.__doc__)]
     return "\n".join([str(__doc__), *explained, rules, "Defaults, those of the tiny model:", *defaults])
+
+
+def _planned(config: TrainConfig) -> int:
+    from rl.planning.plan import plan
+    from rl.planning.rehearsal import rehearse
+    from rl.planning.words import describe_plan, describe_rehearsal
+
+    made = plan(config)
+    print(describe_plan(made), flush=True)
+    print("\n" + describe_rehearsal(rehearse(config, made.shape)))
+    return 0
 
 
 def _said(error: BaseException) -> int:
@@ -117,14 +128,16 @@ def main(words: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(usage())
         return 0
-    resume = "--resume" in arguments
+    resume, dry = "--resume" in arguments, "--dry-run" in arguments
     console = Console(quiet=not main_rank)
-    words = [word for word in arguments if word != "--resume"]
+    words = [word for word in arguments if word not in ("--resume", "--dry-run")]
     with ExitStack() as opened:
         try:
             config = read_config(words, resumed_settings(words) if resume else None)
+            if dry:
+                return _planned(config)
             trainer = _trainer(config, resume, console, opened)
-        except (ValueError, OSError, SafetensorError, gym.error.Error) as error:
+        except (ValueError, OSError, SafetensorError, gym.error.Error, TrainingStopped) as error:
             return _said(error) if main_rank else 2
         try:
             result = trainer.train()

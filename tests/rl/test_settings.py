@@ -220,3 +220,9 @@ def test_a_word_is_read_as_the_type_of_their_field() -> None:
     assert converted_setting("tools", "zoom", Played) == ("zoom",)
     with pytest.raises(ValueError, match="^--attempts three: not a whole number$"):
         converted_setting("attempts", "three", Played)
+
+
+def test_a_recipe_of_several_stages_is_sent_to_its_own_command(tmp_path: Path) -> None:
+    path = recipe(tmp_path, 'about = "x"\n[arms]\nfull = ["sft"]\n')
+    with pytest.raises(ValueError, match=f"^{path} is a recipe of several stages: python -m rl.reproduce {path}$"):
+        read_config([path])

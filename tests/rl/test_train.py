@@ -220,3 +220,20 @@ def test_a_model_that_cannot_share_prompts_says_so(
         save_qwen_vl(tiny_qwen_vl(0, family), str(start))
         assert main([f"--start={start}", f"--output={tmp_path / 'run'}"]) == 130
         assert ("prompts are not shared" in capsys.readouterr().out) == said
+
+
+def test_a_dry_run_plans_and_rehearses_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert main(["--dry-run", "--steps=7", "--group_size=4", f"--output={output}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "7 steps of 28 tasks x 4 attempts" in said
+    assert "rehearsed a real step" in said
+    assert said.endswith("as planned")
+    assert not output.exists()
+
+
+def test_a_dry_run_of_what_cannot_work_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "--kl=k1"]) == 2
+    assert capsys.readouterr().err.startswith("rl.train: kl k1: nothing comes of it with beta")
