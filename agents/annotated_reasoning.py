@@ -69,7 +69,8 @@ def check_places(text: str, task: Task) -> list[str]:
 
     What is sought must be said to be in exactly those images that are annotated with it, once, and be named.
     """
-    faults, targets, told = [], [], Counter[str]()
+    faults: list[str] = []
+    targets, told = list[str](), Counter[str]()
     for line in text.split("\n") if text else ():
         if sentence := PLACES.fullmatch(line):
             told[sentence[1]] += 1

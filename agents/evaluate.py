@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -20,7 +20,7 @@ import gymnasium as gym
 import mimgenv
 from agents.by_name import NAMES, ORACLE_GRID, agent_by_name
 from agents.report import Report
-from agents.rollout import EnvFactory, run_episodes
+from agents.rollout import EnvFactory, open_env, run_episodes, unwrapped
 from agents.table import print_report
 from agents.types import Action, Agent, Trajectory, codec_of
 from mimgenv.codec import Codec
@@ -104,32 +104,12 @@ def _play_all(
     records: dict[int, EpisodeRecord] = {}
 
     def finish(index: int, played: gym.Env[Any, Any], trajectory: Trajectory) -> None:
-        records[index] = record_of(trajectory, _unwrapped(played), name)
+        records[index] = record_of(trajectory, unwrapped(played), name)
         if on_finish is not None:
             on_finish(records[index])
 
     trajectories = run_episodes(agent, make, starts, parallel=parallel, on_finish=finish)
     return tuple(records[index] for index in range(len(starts))), tuple(trajectories)
-
-
-def open_env(env: str, arguments: Mapping[str, Any]) -> MultiImageEnv:
-    """One environment, without wrappers: to ask it for its source, tools and box frame.
-
-    Raises:
-        ConfigurationError: If the id is of another kind of environment.
-        gymnasium.error.Error: If there is no such id.
-    """
-    try:
-        return _unwrapped(gym.make(env, disable_env_checker=True, **arguments))
-    except TypeError as error:  # how the constructor of another kind of environment refuses our arguments
-        raise ConfigurationError(f"{env} cannot be made with {sorted(arguments)}: {error}") from error
-
-
-def _unwrapped(env: gym.Env[Any, Any]) -> MultiImageEnv:
-    inner = env.unwrapped
-    if not isinstance(inner, MultiImageEnv):
-        raise ConfigurationError(f"{type(inner).__name__} is not a MultiImageEnv")
-    return inner
 
 
 def record_of(trajectory: Trajectory, env: MultiImageEnv, agent: str) -> EpisodeRecord:

@@ -6,7 +6,7 @@ sees ids, never the agent. All episodes advance together, so that an agent can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -14,6 +14,8 @@ import gymnasium as gym
 
 import mimgenv  # noqa: F401  registers the ids
 from agents.types import Action, Agent, Budget, History, Message, Trajectory, Turn, codec_of
+from mimgenv.env import MultiImageEnv
+from mimgenv.errors import ConfigurationError
 
 EnvFactory: TypeAlias = Callable[[], gym.Env[Any, Any]]
 
@@ -68,6 +70,31 @@ def make_envs(env: str | EnvFactory, count: int, **arguments: Any) -> list[gym.E
     source = getattr(first.unwrapped, "source", None)
     shared = arguments if source is None else {**arguments, "source": source}
     return [first, *(gym.make(env, disable_env_checker=True, **shared) for _ in range(count - 1))]
+
+
+def open_env(env: str, arguments: Mapping[str, Any]) -> MultiImageEnv:
+    """One environment, without wrappers: to ask it for its source, tools and box frame.
+
+    Raises:
+        ConfigurationError: If the id is of another kind of environment.
+        gymnasium.error.Error: If there is no such id.
+    """
+    try:
+        return unwrapped(gym.make(env, disable_env_checker=True, **arguments))
+    except TypeError as error:  # how the constructor of another kind of environment refuses our arguments
+        raise ConfigurationError(f"{env} cannot be made with {sorted(arguments)}: {error}") from error
+
+
+def unwrapped(env: gym.Env[Any, Any]) -> MultiImageEnv:
+    """The environment inside all wrappers.
+
+    Raises:
+        ConfigurationError: If it is of another kind.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, MultiImageEnv):
+        raise ConfigurationError(f"{type(inner).__name__} is not a MultiImageEnv")
+    return inner
 
 
 def run_episodes(

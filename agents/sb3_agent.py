@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from agents.evaluate import open_env
+from agents.rollout import open_env
 from agents.types import Action, History
 from mimgenv.codec import END_TOKENS, Codec
 from mimgenv.errors import ConfigurationError

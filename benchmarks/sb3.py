@@ -21,9 +21,9 @@ from runs import markdown
 
 from agents import OracleAgent, evaluate_agent
 from agents.blind import BLIND_PLACES, BlindAgent
-from agents.evaluate import open_env
 from agents.habits import learn_habits, training_tasks
 from agents.report import Row
+from agents.rollout import open_env
 from agents.sb3 import train
 from agents.sb3_agent import SB3Agent, survey
 

@@ -1,6 +1,7 @@
 """The command: `python -m rl.train [settings.toml] [--key value …]`, or `python -m rl.train --resume --output FOLDER`.
 
-With `--dry-run` nothing is trained: it plans memory and length, and rehearses a step of a two-layer model. On several processes: `torchrun --nproc_per_node 2 -m -- rl.train …`, with the same settings and the same result.
+With `--dry-run` nothing is trained: it plans memory and length, and rehearses a step of a two-layer model. On several
+processes: `torchrun --nproc_per_node 2 -m -- rl.train …`, with the same settings and the same result.
 Reads a configuration, shows progress, prints the result. Everything else is in trainer.py. A resumed run keeps the
 settings it was started with, unless they are given anew.
 """

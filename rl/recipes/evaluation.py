@@ -62,8 +62,9 @@ class EvaluateConfig(EnvSettings):
 def evaluate(config: EvaluateConfig) -> Mapping[str, Any]:
     """Plays the held-out episodes, writes both files, and returns what `evaluation.json` holds."""
     from agents.by_name import agent_by_name
-    from agents.evaluate import evaluate_agent, open_env
+    from agents.evaluate import evaluate_agent
     from agents.gaze import attention_by_position, image_attention
+    from agents.rollout import open_env
 
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from agents.blind import BlindAgent
 from agents.by_name import NAMES, agent_by_name
-from agents.evaluate import evaluate_agent, main, open_env
+from agents.evaluate import evaluate_agent, main
 from agents.oracle import OracleAgent
 from agents.random_agent import RandomAgent
-from agents.rollout import run_episodes
+from agents.rollout import open_env, run_episodes
 from mimgenv.codec import Codec, default_codec
 from mimgenv.env import MultiImageEnv
 from mimgenv.errors import ConfigurationError
