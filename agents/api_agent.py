@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
+import numpy as np
 import PIL.Image
 
 from agents.types import Action, History, Message
@@ -208,20 +209,42 @@ class APIAgent:
         endpoint: Asked once a turn.
         codec: The environment's: it turns the agent's own earlier turns back into text.
         parallel: Most requests under way at a time.
+
+    Attributes:
+        seeds: Draws the seed of each request, in the order of the histories; None, as it is made: none is sent.
+        on_error: Called from several threads with an error that is not hopeless. The turn is then empty, and so are
+            all later ones of that episode: it is not asked about again. None, as it is made: such an error is raised.
     """
 
     def __init__(self, endpoint: Endpoint, codec: Codec | None = None, parallel: int = 8) -> None:
         self.endpoint, self.parallel = endpoint, parallel
+        self.seeds: np.random.Generator | None = None
+        self.on_error: Callable[[EndpointError], None] | None = None
         self._codec = codec or default_codec()
 
     def act(self, histories: Sequence[History]) -> list[Action | str]:
         """One answer per history.
 
         Raises:
-            EndpointError: If the server gave none to one of them.
+            EndpointError: If the server gave none to one of them, and it is hopeless or there is no `on_error`.
         """
-        with ThreadPoolExecutor(max(1, min(self.parallel, len(histories)))) as pool:
-            return list(pool.map(lambda history: self.endpoint.ask(self._messages(history)), histories))
+        count = len(histories)
+        seeds = [None] * count if self.seeds is None else self.seeds.integers(2**31, size=count).tolist()
+        with ThreadPoolExecutor(max(1, min(self.parallel, count))) as pool:
+            return list(pool.map(self._answer, histories, seeds))
+
+    def _answer(self, history: History, seed: int | None) -> str:
+        if self.on_error is None:
+            return self.endpoint.ask(self._messages(history), seed)
+        if not all(self._text(turn.action) for turn in history.turns):
+            return ""
+        try:
+            return self.endpoint.ask(self._messages(history), seed)
+        except EndpointError as error:
+            if error.hopeless:
+                raise
+            self.on_error(error)
+            return ""
 
     def _messages(self, history: History) -> list[ChatMessage]:
         said: list[ChatMessage] = []

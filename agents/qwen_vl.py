@@ -24,7 +24,7 @@ from agents.vision import FeatureCache, Patcher, digest, pixel_bounds, speed_up_
 from mimgenv.codec import Codec
 from mimgenv.types import Image
 
-__all__ = ["Expanded", "Ids", "QwenVL", "digest", "expand", "load_qwen_vl", "model_path", "save_qwen_vl"]
+__all__ = ["Expanded", "Ids", "QwenVL", "digest", "expand", "load_codec", "load_qwen_vl", "model_path", "save_qwen_vl"]
 
 MODEL_FILES: Final = ("config.json", "tokenizer.json")
 TINY: Final = "tiny"
@@ -246,6 +246,20 @@ def model_path(name: str) -> str:
     return str(files("agents").joinpath("assets/tiny")) if name == TINY else name
 
 
+def load_codec(name: str) -> Codec:
+    """The codec of a model, from its tokenizer alone: no weights are read.
+
+    Args:
+        name: As `load_qwen_vl` takes it.
+
+    Raises:
+        FileNotFoundError: If `name` looks like a directory and is none, or lacks a model's files.
+    """
+    from transformers import AutoTokenizer
+
+    return Codec(AutoTokenizer.from_pretrained(_checked_path(name)).backend_tokenizer)
+
+
 def load_qwen_vl(
     name: str,
     device: str = "cpu",
@@ -271,13 +285,7 @@ def load_qwen_vl(
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}, not {attention}")
     register()
-    path = model_path(name)
-    if Path(path).is_dir():
-        missing = [file for file in MODEL_FILES if not (Path(path) / file).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{path} holds no model: {', '.join(missing)} missing")
-    elif path.startswith((".", "/")) or path.count("/") > 1:  # a hub name has one slash at most
-        raise FileNotFoundError(f"{path} is not a directory")
+    path = _checked_path(name)
     _check_family(PreTrainedConfig.get_config_dict(path)[0].get("model_type"))
     model = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -286,6 +294,17 @@ def load_qwen_vl(
     )
     tokenizer = AutoTokenizer.from_pretrained(path)
     return QwenVL(model.to(device).eval(), tokenizer, *pixel_bounds(path), vision_cache_bytes)
+
+
+def _checked_path(name: str) -> str:
+    path = model_path(name)
+    if Path(path).is_dir():
+        missing = [file for file in MODEL_FILES if not (Path(path) / file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{path} holds no model: {', '.join(missing)} missing")
+    elif path.startswith((".", "/")) or path.count("/") > 1:  # a hub name has one slash at most
+        raise FileNotFoundError(f"{path} is not a directory")
+    return path
 
 
 def _check_family(model_type: str | None) -> None:

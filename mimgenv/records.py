@@ -148,15 +148,22 @@ def write_records(path: str | Path, records: Iterable[EpisodeRecord], *, append:
         file.write(text)
 
 
-def read_records(path: str | Path) -> list[EpisodeRecord]:
-    """Reads what `write_records` wrote; empty lines are passed over.
+def iterate_records(path: str | Path) -> Iterator[EpisodeRecord]:
+    """Reads what `write_records` wrote, line by line; empty lines are passed over.
 
     Raises:
         DatasetError: If a line is no record of a known version; the message names the file and the line.
         OSError: If the file cannot be read.
     """
-    lines = Path(path).read_bytes().split(b"\n")
-    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _read_line(path, number, line.removesuffix(b"\n"))
+
+
+def read_records(path: str | Path) -> list[EpisodeRecord]:
+    """All that `iterate_records` gives, with its errors."""
+    return list(iterate_records(path))
 
 
 def called_tools(turns: Iterable[EpisodeTurn]) -> Iterator[str]:

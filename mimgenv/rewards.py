@@ -98,10 +98,12 @@ REWARDS: Final[dict[str, Reward]] = {
     "grounding": {**_SCORE, "format": (format_part, 0.5)},
     "image_aware_recon": {**_SCORE, "image": (image_part, 0.5), "format": (format_part, 0.5)},
     "tool_gain_recon": {**_SCORE, "format": (format_part, 0.2), "tool_gain": (tool_gain_part, 1.2)},
+    "no_gain_recon": {**_SCORE, "format": (format_part, 0.2)},
     "accuracy": {"accuracy": (accuracy_part, 1.0)},
 }
 """Presets. `*_recon` are reconstructions: MIRG-RL's dual reward (the weight of the image part is ours) and IMAgent's
-gain for tool use (weights as in DeepEyes, `0.8 acc + 0.2 format + 1.2 tool`, with the answer at full weight)."""
+gain for tool use (weights as in DeepEyes, `0.8 acc + 0.2 format + 1.2 tool`, with the answer at full weight), and the
+same without the gain."""
 
 
 def reward_parts(reward: Reward, outcome: Outcome) -> dict[str, float]:

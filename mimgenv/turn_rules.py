@@ -20,6 +20,8 @@ from mimgenv.tools import Tool
 from mimgenv.types import Image
 
 LIMITS: Final = TurnLimits()
+CHARACTERS: Final = 8
+"""Of a token, more than the tokens of a thought have on average."""
 ODD_BYTES: Final = 4
 """A token may leave a character of UTF-8 unfinished: its last three bytes, and the token itself."""
 
@@ -77,7 +79,7 @@ class TurnRules:
         codec: Between ids and text.
         tools: By name.
         box_frame: How boxes are written.
-        limits: The longest thought, label and text answer.
+        limits: The longest thought, label and text answer; None: thoughts as long as the tokens of a turn reach.
         max_turn_tokens: The longest turn in tokens, end-of-turn token included.
         skip_forced: See `OpenTurn`.
 
@@ -90,10 +92,11 @@ class TurnRules:
         codec: Codec,
         tools: Mapping[str, Tool],
         box_frame: str = "pixel",
-        limits: TurnLimits = LIMITS,
+        limits: TurnLimits | None = None,
         max_turn_tokens: int = 256,
         skip_forced: bool = False,
     ) -> None:
+        limits = limits or TurnLimits(thought=max(LIMITS.thought, CHARACTERS * max_turn_tokens))
         self.codec, self.tools, self.box_frame, self.limits = codec, dict(tools), box_frame, limits
         self.max_turn_tokens, self.skip_forced = max_turn_tokens, skip_forced
         smallest = [(0.0, 0.0)]  # what can be written of one image without extent can be written of any images

@@ -112,7 +112,8 @@ class TrainConfig(EnvSettings):
         device, dtype: Of the model.
 
         cold_start: Whether to run SFT first; None: only from `scratch`, or with `sft_data`.
-        sft_data: Episodes to learn from, as JSONL (`mimgenv.records`); None: those of an oracle, with a curriculum.
+        sft_data: Episodes to learn from, as JSONL (`mimgenv.records`), for all of `sft_steps`; None: those of an
+            oracle, with a curriculum that ends by skill.
         sft_tasks: Tasks in the fixed cold-start set; a third as many easier ones come before them.
         sft_questions: Most questions about one set of images in a row, beside the easier ones'.
         sft_rows: Rows per update.
@@ -276,6 +277,9 @@ class TrainConfig(EnvSettings):
         unknown = set(self.keep_stops) - set(KEEP_STOPS)
         if unknown:
             raise ValueError(f"keep_stops {sorted(unknown)} are not among {list(KEEP_STOPS)}")
+        if (self.source or "").startswith("selected:") and self.eval_source is None:
+            rule = "held-out tasks would be the same; set eval_source, such as to rendered"
+            raise ValueError(f"source {self.source}: {rule}")
         if self.updates_per_step > self.prompts_per_step:
             raise ValueError(
                 f"updates_per_step {self.updates_per_step}: a step of {self.prompts_per_step} prompts has no more parts"

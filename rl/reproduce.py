@@ -22,11 +22,15 @@ from typing import Final
 import gymnasium as gym
 
 from mimgenv.errors import MimgenvError
+from mimgenv.tasks.prefetch import end_with_parent
 from rl.errors import CheckpointError, TrainingStopped
+from rl.recipes.evaluation import EVALUATION
 from rl.recipes.pipeline import check_stages, folder_of, run_seed
 from rl.recipes.recipe import SIZES, Recipe, read_recipe, recipe_names
 from rl.recipes.report import ArmRun, write_report
 
+NAME: Final = "recipe.txt"
+"""Which recipe a folder is of."""
 PRINTED: Final = ("claims.md", "ablation.md", "grounding.md", "retention.md")
 """Tables that the command prints; all of them are in files."""
 
@@ -38,32 +42,51 @@ def arm_runs(recipe: Recipe, seeds: Sequence[int], output: Path) -> list[ArmRun]
         home = folder_of(output, seed)
         folders = {Path(home, *path[: end + 1]): recipe.stages[name].kind for end, name in enumerate(path)}
         trained, sampled = (tuple(f for f, k in folders.items() if k == kind) for kind in ("train", "sample"))
-        runs.append(ArmRun(arm, seed, Path(home, *path, recipe.evaluation.name), trained, sampled))
+        runs.append(ArmRun(arm, seed, Path(home, *path, recipe.ends[arm]), trained, sampled))
     return runs
 
 
-def run_recipe(recipe: Recipe, seeds: Sequence[int], output: Path, workers: int) -> list[Path]:
-    """Runs a recipe for every seed, at most `workers` of them side by side, and writes the report.
-
-    Returns:
-        The files of the report.
+def run_recipe(recipe: Recipe, seeds: Sequence[int], output: Path, workers: int) -> None:
+    """Runs a recipe for every seed, at most `workers` of them side by side.
 
     Raises:
         ValueError, MimgenvError, TrainingStopped: Of the first seed that cannot go on; those that run beside it end
             first.
     """
-    try:
-        if workers == 1:
-            for seed in seeds:
-                run_seed(recipe, seed, output)
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                running: list[Future[None]] = [pool.submit(run_seed, recipe, seed, output) for seed in seeds]
-                for future in as_completed(running):
-                    future.result()
-    finally:  # of what there is, also where a seed could not go on
-        files = write_report(output, recipe, arm_runs(recipe, seeds, output))
-    return files
+    if workers == 1:
+        for seed in seeds:
+            run_seed(recipe, seed, output)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        running: list[Future[None]] = [pool.submit(run_seed, recipe, seed, output) for seed in seeds]
+        for future in as_completed(running):
+            future.result()
+
+
+def report(recipe: Recipe, seeds: Sequence[int], output: Path) -> list[Path]:
+    """Writes the report of what lies in a folder: of these seeds, and of those that were run before.
+
+    Returns:
+        Its files; none where no arm was evaluated yet, so that an earlier report stays.
+    """
+    before = (int(home.name.removeprefix("seed-")) for home in output.glob("seed-*"))
+    runs = arm_runs(recipe, sorted({*seeds, *before}), output)
+    if not any((run.folder / EVALUATION).exists() for run in runs):
+        return []
+    return write_report(output, recipe, runs)
+
+
+def claim(output: Path, recipe: Recipe) -> None:
+    """Says in a folder which recipe it is of.
+
+    Raises:
+        ValueError: If it is of another.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path, own = output / NAME, f"{recipe.name}, size {recipe.size}"
+    if path.exists() and path.read_text("utf-8") != own:
+        raise ValueError(f"{output} is of {path.read_text('utf-8')}: take another --output")
+    path.write_text(own, "utf-8")
 
 
 # ---------------------------------------------------------------- the command line
@@ -115,18 +138,26 @@ def main(words: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the seeds' processes
     options, rest = _parser().parse_known_args(words)
     try:
-        recipe = _chosen(read_recipe(options.recipe, options.size, options.skip, _given(rest)), options.arms)
+        whole = read_recipe(options.recipe, options.size, options.skip, _given(rest))
+        recipe = _chosen(whole, options.arms)
         output = options.output or Path("runs", recipe.name if recipe.size == SIZES[0] else f"{recipe.name}-paper")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("a recipe runs each seed on one process; under torchrun train stages alone with rl.train")
+        for arm, same in recipe.left_out.items():
+            print(f"the arm {arm!r} is left out: without what is skipped it is {same!r}")
+        check_stages(recipe)
         if options.dry_run:
             from rl.recipes.dry_run import dry_run
 
             for text in dry_run(recipe):
                 print(text, end="\n\n", flush=True)
             return 0
+        claim(output, recipe)
         on_cpu = all(stage.config().device == "cpu" for stage in recipe.stages.values())
-        workers = options.workers or (len(options.seeds) if on_cpu else 1)
-        check_stages(recipe)
-        files = run_recipe(recipe, options.seeds, output, workers)
+        try:
+            run_recipe(recipe, options.seeds, output, options.workers or (len(options.seeds) if on_cpu else 1))
+        finally:  # of what there is, also where a seed could not go on
+            files = report(whole, options.seeds, output)
     except (ValueError, OSError, gym.error.Error, MimgenvError, TrainingStopped, CheckpointError) as error:
         print(f"rl.reproduce: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,9 +66,21 @@ def _check_names(names: Iterable[str], where: str, kind: type[EnvSettings] = Tra
     known = {item.name for item in fields(kind)}
     for name in sorted(REFUSED.keys() & set(names)):
         raise ValueError(f"{where}: {name} is not offered: {REFUSED[name]}")
-    unknown = sorted(set(names) - known)
+    check_known(names, known, where)
+
+
+def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuses unknown names, with what may have been meant.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    known = sorted(known)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        near = {name: get_close_matches(name, known, 1, cutoff=0.8) for name in unknown}
+        said = ", ".join(f"{name} ({found[0]}?)" if found else name for name, found in near.items())
+        raise ValueError(f"{where}: unknown {said}; known: {', '.join(known)}")
 
 
 def _typed(name: str, value: Any, annotation: Any, where: str) -> Any:

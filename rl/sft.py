@@ -42,6 +42,7 @@ LEAST_SHARE: Final = 0.1
 """A type that is mastered is still shown this often, relative to one that is not at all."""
 EASY_QUESTIONS: Final = 4
 """Questions about one image of an early stage: as many as there are things, and one more."""
+HELD_OUT: Final = ("val", "test", "test_ood")
 PLAYED_TOGETHER: Final = 64
 EARLIER_SHARE: Final = 5
 """Every so many updates of a later stage, one is on rows of an earlier stage, so that its skill is kept."""
@@ -160,6 +161,7 @@ class RecordedSet:
         records = read_records(path)
         if not records:
             raise DatasetError(f"{path} holds no episodes")
+        _check_split(path, records)
         envs = make_envs(self.config.env, PLAYED_TOGETHER, codec=self.chat.codec, **self.stages[0].arguments)
         found: dict[int, Sample] = {}
         for once in _rounds(records):
@@ -177,6 +179,15 @@ class RecordedSet:
         passes = sorted({place // count for place in places})
         orders = {number: np.random.default_rng([self.config.seed, number]).permutation(count) for number in passes}
         return [[self.samples[orders[place // count][place % count]]] for place in places]
+
+
+def _check_split(path: str, records: Sequence[EpisodeRecord]) -> None:
+    """Refuses episodes on rendered tasks that runs are measured on."""
+    for split in HELD_OUT:
+        held = sum(f"/{split}/" in record.task_id for record in records if record.task_id.startswith("rendered:"))
+        if held:
+            told = "runs are measured on them; record others (agents.evaluate --split train)"
+            raise DatasetError(f"{path}: {held} of {len(records)} episodes are on tasks of {split}: {told}")
 
 
 def _rounds(records: Sequence[EpisodeRecord]) -> list[list[tuple[int, EpisodeRecord]]]:

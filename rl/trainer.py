@@ -179,7 +179,8 @@ class GRPOTrainer:
         least = min((value for name, value in measured.items() if name.startswith("iou/")), default=iou)
         flawless = [t.stop == "answered" and all(turn.error is None for turn in t.turns) for t in report.trajectories]
         well_formed = np.mean(flawless) >= config.sft_stop_format
-        done = bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed)
+        skilled = bool(iou >= config.sft_stop_iou and least >= config.sft_stop_type_iou and well_formed)
+        done = skilled and config.sft_data is None  # a recorded set is gone through, however skilled
         return done, replace(state, skills={row.name: row.score.mean for row in report.rows}), metrics
 
     # ---------------------------------------------------------------- GRPO

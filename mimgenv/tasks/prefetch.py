@@ -86,11 +86,15 @@ class PrefetchedTasks:
 def _keep(source: TaskSource) -> None:
     global _source
     _source = source
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent was killed, which cannot tell it to."""
+def end_with_parent() -> None:
+    """Ends this process, from now on, when its parent was killed, which cannot tell it to."""
+    Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -38,15 +38,16 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The difference in plain words; only one beyond two standard errors is called more than a pointer."""
+        """In plain words; more than a pointer only where the whole interval of the difference is on one side."""
+        least = -self.claim.margin
         mean = self.difference.mean
         if not self.difference.n:
             return NOT_MEASURED
-        if round(mean, DECIMALS) == 0:
+        if not self.claim.margin and round(mean, DECIMALS) == 0:
             return "no difference"
-        if self.difference.clear:
-            return "holds" if mean > 0 else "contradicted"
-        return "points this way" if mean > 0 else "points the other way"
+        if self.difference.clear_of(least):
+            return "holds" if mean > least else "contradicted"
+        return "points this way" if mean > least else "points the other way"
 
 
 def findings(results: Results) -> list[Finding]:

@@ -7,12 +7,13 @@ rehearsed step of it (rl/planning).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from rl.config import TrainConfig
-from rl.planning.plan import plan, shape_of
+from rl.planning.plan import SAMPLED_TOGETHER, plan, shape_of
 from rl.planning.rehearsal import rehearse
 from rl.planning.words import WIDTH, Pairs, describe_plan, describe_rehearsal, listed
 from rl.recipes.evaluation import SPLITS, EvaluateConfig
@@ -34,13 +35,18 @@ def dry_run(recipe: Recipe, rehearsed: bool = True) -> Iterator[str]:
         FileNotFoundError: If nothing is known of a model.
     """
     yield f"{recipe.name}, size {recipe.size}: nothing is trained here.\n\n{_arms(recipe)}"
+    planned: set[str | None] = set()
     shapes = cache(shape_of)  # out of reach, the hub is asked for long
-    stages = {**_visits(recipe), recipe.evaluation.name: tuple(recipe.arms.values())}
-    for name, paths in stages.items():
+    visits = sorted(_visits(recipe).items(), key=lambda visit: recipe.stages[visit[0]].like is not None)
+    for name, paths in visits:
         stage = recipe.stages[name]
         yield _stage_words(recipe, stage, paths)
         if stage.kind != "train":
             continue
+        if stage.like in planned:
+            yield listed(_unlike(stage, recipe.stages[stage.like]))
+            continue
+        planned.add(name)
         given = _before(recipe, paths[0]).given(stage)
         config = stage.config(**{name: file for name, file in given.items() if name == "sft_data"})
         yield describe_plan(plan(config, shapes(config.start)))
@@ -50,11 +56,10 @@ def dry_run(recipe: Recipe, rehearsed: bool = True) -> Iterator[str]:
 
 def _arms(recipe: Recipe) -> str:
     widest = max(map(len, recipe.arms))
-    end = recipe.evaluation.name
     return "\n".join(
         [
             "Arms, a row of the table each; stages that they share at their beginning run once per seed:",
-            *(f"  {arm:{widest}}  {' > '.join((*path, end))}" for arm, path in recipe.arms.items()),
+            *(f"  {arm:{widest}}  {' > '.join((*path, recipe.ends[arm]))}" for arm, path in recipe.arms.items()),
         ]
     )
 
@@ -62,9 +67,8 @@ def _arms(recipe: Recipe) -> str:
 def _visits(recipe: Recipe) -> dict[str, tuple[tuple[str, ...], ...]]:
     """The paths that lead to each stage, in the order in which stages are first run."""
     found: dict[str, tuple[tuple[str, ...], ...]] = {}
-    for path in recipe.paths:
-        if path:
-            found[path[-1]] = (*found.get(path[-1], ()), path)
+    for path in recipe.whole_paths:
+        found[path[-1]] = (*found.get(path[-1], ()), path)
     return found
 
 
@@ -75,6 +79,13 @@ def _stage_words(recipe: Recipe, stage: Stage, paths: Sequence[Sequence[str]]) -
 
 
 # ---------------------------------------------------------------- what a stage goes on from, and does
+
+
+def _unlike(stage: Stage, other: Stage) -> Pairs:
+    """In what a stage differs from the one it is like."""
+    config, others = asdict(stage.config()), asdict(other.config())
+    yield "as", f"{other.name}, but for:"
+    yield from ((name, f"{value}, not {others[name]}") for name, value in config.items() if value != others[name])
 
 
 def _before(recipe: Recipe, path: Sequence[str]) -> Found:
@@ -103,6 +114,10 @@ def _sample_words(recipe: Recipe, stage: Stage, paths: Sequence[Sequence[str]]) 
     yield "plays", f"{config.count:,} tasks of {config.env}, attempts at each: {config.attempts}"
     yield "agent", model if config.agent == POLICY else config.agent
     yield "keeps", f"{config.gives}, by the rule {config.keep}"
+    episodes = config.count * config.attempts
+    if config.agent == POLICY:
+        waits = -(-episodes // SAMPLED_TOGETHER) * config.max_turn_tokens
+        yield "waits for", f"at most {waits:,} passes for single tokens a turn, one after another"
 
 
 def _evaluate_words(recipe: Recipe, stage: Stage, paths: Sequence[Sequence[str]]) -> Pairs:

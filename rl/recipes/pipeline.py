@@ -6,22 +6,31 @@ goes on from what the nearest stages before it left; `Found` says what that is.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import gymnasium as gym
+
 from agents.rollout import make_envs
 from mimgenv.datasets.curated_files import write_whole
+from mimgenv.errors import MimgenvError
 from rl.config import RENDERED, TrainConfig
+from rl.errors import CheckpointError, TrainingStopped
 from rl.recipes.evaluation import EvaluateConfig, evaluate
 from rl.recipes.recipe import Recipe, Stage
-from rl.recipes.rejection import GIVES, SampleConfig, sample
+from rl.recipes.rejection import GIVES, POLICY, SampleConfig, sample
 
+LOCK: Final = ".lock"
 STAGE: Final = "stage.json"
 """Kind and settings of the stage that a folder holds, written before it begins."""
+SCRATCH: Final = "scratch"
+VLM: Final = "vlm:"
 DONE: Final = "done.json"
 """Written when a stage is complete: seconds that it took, of the clock and of the processor."""
 
@@ -76,29 +85,76 @@ def check_stages(recipe: Recipe) -> None:
     """Refuses, before hours of work, what a later stage would.
 
     Raises:
-        ValueError: If settings of a stage cannot work.
-        MimgenvError, gymnasium.error.Error: If there is no such environment.
+        ValueError: If settings of a stage cannot work, or it begins with a model that is not there; the message names
+            the stage.
     """
-    for name in dict.fromkeys([*(path[-1] for path in recipe.paths), recipe.evaluation.name]):
-        config = recipe.stages[name].config()
-        make_envs(config.env, 1, **config.env_arguments())
-        if isinstance(config, TrainConfig):
-            config.objective()
+    for path in recipe.whole_paths:
+        stage = recipe.stages[path[-1]]
+        try:
+            _check(stage, found_before(recipe, path, Path()))
+        except (ValueError, OSError, MimgenvError, gym.error.Error) as error:
+            raise ValueError(f"stage {stage.name}: {error}") from error
+
+
+def _check(stage: Stage, found: Found) -> None:
+    from agents.shapes import model_shape  # torch: only once the recipe is read
+
+    config = stage.config()
+    make_envs(config.env, 1, **config.env_arguments())
+    agent = getattr(config, "agent", POLICY)
+    model = config.start if agent == POLICY and found.model is None else agent.removeprefix(VLM)
+    if isinstance(config, TrainConfig):
+        config.objective()
+        if model == SCRATCH and (found.trajectories is not None or not config.cold_start):
+            raise ValueError("it would begin with random weights: --start MODEL says which to begin with")
+    if model != SCRATCH and (agent.startswith(VLM) or (agent == POLICY and found.model is None)):
+        model_shape(model)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process on this machine writes to the folder.
+
+    Raises:
+        ValueError: If one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another command is at work in it") from error
+        yield
 
 
 def run_seed(recipe: Recipe, seed: int, output: Path) -> None:
     """Runs every stage of every arm that is not complete, and evaluates the arms.
 
+    Where a stage cannot go on, the arms that do without it still run.
+
     Raises:
-        ValueError: If a folder holds a stage with other settings, or a stage cannot go on.
+        ValueError, MimgenvError, TrainingStopped, CheckpointError: Of the first stage that cannot go on, such as one
+            whose folder holds it with other settings.
     """
     home = folder_of(output, seed)
-    ends = [(*path, recipe.evaluation.name) for path in recipe.arms.values()]
-    for path in (*recipe.paths, *ends):
+    with alone_in(home):
+        _run_all(recipe, seed, home)
+
+
+def _run_all(recipe: Recipe, seed: int, home: Path) -> None:
+    failed: dict[tuple[str, ...], Exception] = {}
+    for path in recipe.whole_paths:
+        if any(path[: len(before)] == before for before in failed):
+            continue
         stage = recipe.stages[path[-1]]
-        told = _run(stage, Path(home, *path), seed, found_before(recipe, path, home).given(stage))
+        try:
+            told = _run(stage, Path(home, *path), seed, found_before(recipe, path, home).given(stage))
+        except (ValueError, MimgenvError, TrainingStopped, CheckpointError) as error:
+            failed[path], told = error, f"cannot go on: {error}"
         if told:
             print(f"seed {seed}, {' > '.join(path)}: {told}", flush=True)
+    for error in failed.values():
+        raise error
 
 
 def _run(stage: Stage, folder: Path, seed: int, given: Mapping[str, Any]) -> str:
@@ -146,7 +202,8 @@ def _train(config: TrainConfig) -> str:
 def _sample(config: SampleConfig) -> str:
     counts = sample(config)
     left = f"{counts.all_right} all right, {counts.all_wrong} all wrong"
-    return f"{counts.kept} of {counts.tasks} tasks kept ({left} of {counts.attempts})"
+    lost = f"; {counts.unanswered} attempts without an answer, {counts.failed} failed" if counts.unanswered else ""
+    return f"{counts.kept} of {counts.tasks} tasks kept ({left} of {counts.attempts}{lost})"
 
 
 def _evaluate(config: EvaluateConfig) -> str:

@@ -110,7 +110,7 @@ a { color: var(--accent); }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 9px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; border-top: 0; } .text { text-align: left; }
-td.text:first-child { white-space: normal; }
+td.text:first-child, details td.text { white-space: normal; }
 tr.begins td { border-top: 2px solid var(--soft); }
 figure { margin: 14px 0; } figcaption { color: var(--soft); font-size: 13.5px; }
 img { display: block; max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 9px;
@@ -174,6 +174,7 @@ def _page(folder: Path, results: Results, made: Sequence[Table], drawn: Mapping[
             [(arm, " → ".join(stages) or "no training") for arm, stages in recipe.arms.items()],
             text=2,
         ),
+        _settings(recipe),
         "<p class=soft>In all tables: mean over seeds ± its standard error; – where there is no figure.</p>",
         *(part for section in SECTIONS for part in _section(section, by_name, drawn)),
         *_stages(folder, results),
@@ -203,6 +204,14 @@ def _section(section: Section, made: Mapping[str, Table], drawn: Mapping[str, by
         )
     elif section.plot:
         yield f"<p class=soft>No plot: {_text(section.absent)}.</p>"
+
+
+def _settings(recipe: Recipe) -> str:
+    """What every stage was told, as far as it differs from the defaults."""
+    settings = {name: stage.settings for name, stage in recipe.stages.items()}
+    told = [(name, ", ".join(f"{key} {value}" for key, value in own.items())) for name, own in settings.items()]
+    table = _rows(("stage", "settings"), told, text=2)
+    return f"<details><summary>Settings of the stages</summary>{table}</details>" if told else ""
 
 
 def _missing(results: Results) -> str:

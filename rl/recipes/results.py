@@ -1,7 +1,8 @@
 """What the arms of a recipe left behind: evaluations, attention and metrics, seed by seed, and means over seeds.
 
-Owns the reading of stage folders and the statistics over seeds. Knows nothing of tables, plots and pages, nor of how a
-stage is run. A run that was stopped leaves files out: what is not there is listed, never made up.
+Owns the reading of stage folders, the statistics over seeds, and which task types were trained on. Knows nothing of
+tables, plots and pages, nor of how a stage is run. A run that was stopped leaves files out: what is not there is
+listed, never made up.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mimgenv import ENVIRONMENTS
+from mimgenv.tasks.registry import open_source
+from rl.config import EnvSettings
 from rl.recipes.evaluation import ATTENTION, EVALUATION, SPLITS
 from rl.recipes.recipe import Recipe
 from rl.tracker import read_metrics
 
-CLEAR: Final = 2.0
-"""Standard errors from zero beyond which a difference is marked."""
+STUDENT: Final = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045),
+)
+"""Half the width of a mean's 95 % interval in standard errors, of 2, 3, … seeds: Student's t. Of more: the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,15 @@ class OverSeeds:
 class Difference(OverSeeds):
     """A figure of one arm minus that of another, seed by seed."""
 
-    @property
-    def clear(self) -> bool:
-        """Whether the mean is more than two standard errors from zero; never with fewer than two seeds."""
-        return abs(self.mean) > CLEAR * self.error
+    def clear_of(self, value: float) -> bool:
+        """Whether a value lies outside the 95 % interval of the mean.
+
+        Never with fewer than two seeds, nor where two are equal: that says little of their error.
+        """
+        if self.error == 0 and self.n < 3:
+            return False
+        width = STUDENT[min(self.n - 2, len(STUDENT) - 1)] if self.n > 1 else math.inf
+        return abs(self.mean - value) > width * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,12 @@ class Results:
         found = (told[split]["rows"] for told in self.evaluations.values() for split in self.splits if split in told)
         return tuple(dict.fromkeys(name for rows in found for name in rows))
 
+    def trained(self) -> frozenset[str]:
+        """The task types that GRPO trains on, in any arm."""
+        stages = {name: self.recipe.stages[name] for path in self.recipe.paths for name in path}
+        configs = [stage.config() for stage in stages.values() if stage.kind == "train"]
+        return frozenset(name for config in configs if config.steps > 0 for name in _task_types(config))
+
     def figure(self, arm: str, split: str, *keys: str) -> OverSeeds:
         """A figure by its keys, such as `figure("full", "test", "all", "reward_parts", "iou")`."""
         return _finite((seed, _at(rows, keys)) for seed, rows in self.rows(arm, split).items())
@@ -184,6 +202,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _task_types(config: EnvSettings) -> tuple[str, ...]:
+    """Those that an environment renders with these settings; a source of its own holds no others."""
+    arguments = ENVIRONMENTS.get(config.env, {}) | config.env_arguments()
+    return open_source(None, arguments.get("world"), arguments.get("tasks"), "train", None).task_types
 
 
 def _updates(run: ArmRun) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ TYPES: Final = {
     "qa": "questions",
 }
 """What a claim about accuracy is about, in words."""
+MARK: Final = "▲ ▼: zero lies outside the difference's 95 % interval (Student's t)."
 USE: Final = {"success_with_call": "success with a call", "success_without_call": "success without"}
 
 
@@ -76,7 +77,7 @@ class Table:
     words: int = len(LEADING)
 
     def text(self, cell: Cell) -> str:
-        """A cell as people read it: mean ± standard error over seeds; a difference has its sign, ▲ or ▼ if clear."""
+        """A cell as people read it: mean ± standard error; a difference has its sign, ▲ or ▼ if clear of zero."""
         if isinstance(cell, str):
             return cell
         if not cell.n:
@@ -85,7 +86,7 @@ class Table:
         words = [f"{cell.mean:{'+' if signed else ''}z.{self.decimals}f}"]
         if cell.n > 1:
             words += ["±", f"{cell.error:.{self.decimals}f}"]
-        if isinstance(cell, Difference) and cell.clear:
+        if isinstance(cell, Difference) and cell.clear_of(0.0):
             words.append("▲" if cell.mean > 0 else "▼")
         return " ".join(words)
 
@@ -120,22 +121,23 @@ def _claims(results: Results) -> Table:
     rows = tuple(_claim(finding) for finding in findings(results))
     header = (*CLAIM, "difference", "better", "worse")
     note = (
-        "Means over the seeds that have both arms; differences are taken within a seed. A claim holds (▲), or "
-        "is contradicted (▼), where the difference is more than two standard errors from zero; short of that it points "
-        "one way, and one seed can do no more. Three seeds say little: arms that are alike pass that mark about once "
-        "in five times, and with two seeds once in three. Acc@0.5: macro mean over grounding types, per cent. "
-        "A verdict is about these runs, at this size; none refutes or confirms the paper."
+        f"Means over the seeds that have both arms; differences are taken within a seed. {MARK} A claim holds where "
+        "the whole interval is above zero, and is contradicted where all of it is below; short of that it points one "
+        "way, and one seed can do no more. Where a claim says within x, minus x stands in place of zero. Of several "
+        "claims one may pass by chance. All seeds and arms play the same held-out tasks, so that the draw of tasks is "
+        "not in the error. Acc@0.5: share of right answers, macro mean over task types, per cent. A verdict is about "
+        "these runs, at this size; none refutes or confirms the paper."
     )
     return Table("claims", "Claims of the paper, and what was measured", note, header, rows, DECIMALS, len(CLAIM))
 
 
 def _claim(finding: Finding) -> tuple[Cell, ...]:
     claim, difference = finding.claim, finding.difference
-    if claim.measure == "accuracy":
-        measure = f"Acc@0.5, {TYPES[claim.types]}"
-    else:
-        measure = ": ".join(map(label, claim.measure.split("/")))
+    accuracy = claim.measure == "accuracy"
+    measure = f"Acc@0.5, {TYPES[claim.types]}" if accuracy else ": ".join(map(label, claim.measure.split("/")))
     measure += "" if claim.split == SPLITS[0] else f", {claim.split}"
+    if claim.margin:
+        measure += f", within {claim.margin:g}" + (" points" if accuracy else "")
     words = (claim.says, finding.verdict, claim.better, claim.worse, measure, str(difference.n))
     return (*words, difference, finding.better, finding.worse)
 
@@ -164,10 +166,14 @@ def _accuracies(results: Results, name: str, title: str, columns: dict[str, tupl
 
 
 def _retention(results: Results) -> Table:
-    """What training on multi-image grounding does to what it does not train: against the first arm."""
+    """What GRPO does to what it does not train, multi-image grounding apart: against the first arm."""
     known = [name for name in results.types() if name == SINGLE_IMAGE or name in QA_TYPES]
-    trained = [name for name in known if name in results.groups["In-domain"]]
-    kept = tuple(name for name in known if name not in trained)
+    kept = tuple(name for name in known if name not in results.trained())
+    trained = [name for name in known if name not in kept]
+    title = "Retention: what GRPO does not train"
+    if not kept:
+        why = f"GRPO trains on all that was evaluated: {_list(trained)}" if trained else "no such type was evaluated"
+        return Table("retention", title, f"Single images and questions: {why}.", LEADING, ())
     columns = {label(name): (name,) for name in kept} | {"mean": kept}
     first = next(iter(results.recipe.arms))
     rows: list[tuple[Cell, ...]] = []
@@ -180,11 +186,11 @@ def _retention(results: Results) -> Table:
                 less = [cell - other for cell, other in zip(after, before, strict=True)]
                 rows.append((split, f"{arm} − {first}", str(max(cell.n for cell in less)), *less))
     note = (
-        "IoU above 0.5 in a single image, or the exact answer, per cent; differences are taken within a seed. ▲ ▼: "
-        "more than two standard errors from zero, which among three seeds happens by chance about once in five times."
+        "IoU above 0.5 in a single image, or the exact answer, per cent; differences are taken within a seed. "
+        f"{MARK} Among many differences some do by chance."
     )
-    note += f" Left out, since this recipe trains on it: {_list(trained)}." if trained else ""
-    return Table("retention", "Retention: what was not trained", note, (*LEADING, *columns), tuple(rows))
+    note += f" Left out, since GRPO trains on it: {_list(trained)}." if trained else ""
+    return Table("retention", title, note, (*LEADING, *columns), tuple(rows))
 
 
 def _tools(results: Results) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,50 @@ def test_a_later_turn_repeats_what_was_said_before(server: Any) -> None:
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
     assert second[:2] == [*first, {"role": "assistant", "content": call}]
     assert [part["type"] for part in second[2]["content"]] == ["text", "image_url"]
+
+
+# ---------------------------------------------------------------- requests that fail, and seeds
+
+
+ANSWER = "<think>x</think><answer>3</answer>"
+IDS = [f"rendered:tiny/counting/any/test/{number}" for number in range(4)]
+
+
+def test_a_request_that_fails_stops_all_unless_the_agent_is_told_what_to_do(server: Any) -> None:
+    server.reply = lambda body, number: Reply(ANSWER, status=400 if number == 1 else 200)
+    with pytest.raises(EndpointError, match="HTTP 400"):
+        run_episodes(APIAgent(endpoint(server)), "MultiImageQA-v0", IDS)
+
+
+def test_a_turn_whose_request_failed_is_empty_and_its_episode_is_not_asked_about_again(server: Any) -> None:
+    server.reply = lambda body, number: Reply(ANSWER, status=400 if number == 1 else 200)
+    agent, errors = APIAgent(endpoint(server)), []
+    agent.on_error = errors.append
+    played = run_episodes(agent, "MultiImageQA-v0", IDS, max_turns=3)
+    assert [str(error) for error in errors] == [f"some-model at {server.url}: HTTP 400"]
+    (lost,) = (trajectory for trajectory in played if trajectory.stop != "answered")
+    assert [turn.error for turn in lost.turns] == ["bad_turn"] * 3
+    assert len(server.bodies) == 4
+
+
+def test_an_error_that_no_other_request_is_spared_stops_all(server: Any) -> None:
+    server.reply = lambda body, number: Reply(ANSWER, status=403 if number == 1 else 200)
+    agent, errors = APIAgent(endpoint(server)), []
+    agent.on_error = errors.append
+    with pytest.raises(EndpointError, match="HTTP 403"):
+        run_episodes(agent, "MultiImageQA-v0", IDS)
+    assert errors == []
+
+
+def test_seeds_are_sent_only_where_the_agent_has_some_and_go_by_the_order_of_the_histories(server: Any) -> None:
+    server.reply = lambda *_: Reply(ANSWER)
+    sent = []
+    for seed in (None, 5, 5, 6):
+        server.bodies.clear()
+        agent = APIAgent(endpoint(server))
+        agent.seeds = None if seed is None else np.random.default_rng(seed)
+        run_episodes(agent, "MultiImageQA-v0", IDS, max_turns=1)
+        sent.append({json.dumps(body["messages"]): body.get("seed") for body in server.bodies})
+    assert set(sent[0].values()) == {None}
+    assert sent[1] == sent[2] and len(set(sent[1].values())) == 4
+    assert not {*sent[1].values()} & {*sent[3].values()}

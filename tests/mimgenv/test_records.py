@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from mimgenv.errors import DatasetError
-from mimgenv.records import EpisodeRecord, EpisodeTurn, ViewRecord, called_tools, read_records, write_records
+from mimgenv.records import (
+    EpisodeRecord,
+    EpisodeTurn,
+    ViewRecord,
+    called_tools,
+    iterate_records,
+    read_records,
+    write_records,
+)
 from mimgenv.types import Grounding, TextAnswer
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\r\n\x00\x1b[31m\u2028\u202e \ud800 \udfff \N{GRINNING FACE} ٣"
@@ -64,6 +72,17 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     unanswered = changed(prediction=None, truth=TextAnswer("4"), stop="void", success=False)
     write_records(tmp_path / "e.jsonl", [RECORD, unanswered])
     assert read_records(tmp_path / "e.jsonl") == [RECORD, unanswered]
+
+
+def test_records_come_one_by_one_without_a_look_at_the_lines_behind_them(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    write_records(path, [RECORD, changed(agent="other")])
+    with path.open("ab") as file:
+        file.write(b"\n{\n")
+    records = iterate_records(path)
+    assert [next(records), next(records)] == [RECORD, changed(agent="other")]
+    with pytest.raises(DatasetError, match=r"e\.jsonl, line 4: "):
+        next(records)
 
 
 def test_the_keys_on_disk_are_these(tmp_path: Path) -> None:

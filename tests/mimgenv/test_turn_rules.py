@@ -373,3 +373,15 @@ def test_a_pickled_walk_goes_on_where_it_was(tokens: int) -> None:
     rest = walk(turn, np.random.default_rng(3))
     assert accepts(again, rest[written:])
     assert len(rest) <= tokens
+
+
+def test_unless_told_otherwise_a_thought_may_be_as_long_as_the_tokens_of_a_turn_reach() -> None:
+    def longest(tokens: int, **limits: Any) -> int:
+        return TurnRules(CODEC, {}, max_turn_tokens=tokens, **limits).limits.thought
+
+    assert (longest(48), longest(125), longest(2048)) == (1000, 1000, 16384)
+    assert longest(2048, limits=TurnLimits(thought=20)) == 20
+    turn = TurnRules(CODEC, {}, max_turn_tokens=1500).turn(((28.0, 28.0),), "text", turns=1, tokens=2000, images=0)
+    for index in CODEC.encode("<think>" + "a " * 600):
+        assert turn.mask[index]
+        turn.write(index)

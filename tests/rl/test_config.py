@@ -201,3 +201,9 @@ def test_every_schedule_and_every_way_to_think_is_an_option() -> None:
 def test_combinations_that_cannot_work_are_refused_with_the_reason(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+def test_selected_tasks_are_not_what_a_run_is_measured_on() -> None:
+    with pytest.raises(ValueError, match=r"^source selected:/a: held-out tasks would be the same; set eval_source"):
+        TrainConfig(source="selected:/a")
+    assert TrainConfig(source="selected:/a", eval_source="rendered").env_arguments(evaluation=True).keys() == {"reward"}

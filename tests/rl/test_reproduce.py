@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rl.config import RENDERED
-from rl.recipes.pipeline import Found
+from rl.recipes.pipeline import Found, alone_in
 from rl.recipes.recipe import read_recipe, recipe_names
 from rl.reproduce import arm_runs, main
 from rl.tracker import read_metrics
@@ -140,12 +140,12 @@ def test_what_arms_share_is_done_once_and_each_stage_says_what_came_of_it(
     stages = [line.partition(": ")[0] for line in said if line.startswith("seed 0, ")]
     names = ["cot", "cot > sft", "cot > sft > grpo", "cot > sft > evaluation", "cot > sft > grpo > evaluation"]
     assert stages == [f"seed 0, {name}" for name in names]
-    assert [line for line in said if line.startswith("**")] == [
+    assert [line for line in said if line.startswith("**")] == [  # the tables that are printed
         "**Claims of the paper, and what was measured**",
         "**Ablation: what each arm gets right**",
         "**Multi-image grounding, the columns of MIG-Bench**",
-        "**Retention: what was not trained**",
-    ]
+    ] + [line for line in said if line.startswith("**Retention: ")]
+    assert said[-1].endswith(".png")
     kept = read(tmp_path / "seed-0/cot/counts.json")["kept"]
     assert f"{kept} of 4 tasks kept" in said[0] and kept > 0
     assert str(tmp_path / "report.html") in said
@@ -287,6 +287,102 @@ def test_an_interrupted_recipe_says_how_to_go_on(
     assert capsys.readouterr().err == "rl.reproduce: stopped; the same command goes on\n"
 
 
+# ---------------------------------------------------------------- what cannot go on
+
+
+def test_where_a_stage_cannot_go_on_the_arms_that_do_without_it_still_run(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sampled(config: Any) -> str:
+        if config.gives == "tasks":
+            raise ValueError("nothing is kept")
+        return "kept"
+
+    def evaluated(config: Any) -> str:
+        Path(config.output, "evaluation.json").write_text("{}")
+        return "evaluated"
+
+    kinds = {"sample": sampled, "train": lambda config: "trained", "evaluate": evaluated}
+    monkeypatch.setattr("rl.recipes.pipeline._RUN", kinds)
+    said = refused([recipe, "--seeds", "0", "--output", str(tmp_path)], capsys)
+    assert said == "nothing is kept"
+    done = {path.parent.relative_to(tmp_path / "seed-0").as_posix() for path in tmp_path.rglob("done.json")}
+    assert done == {"evaluation", "cot", "cot/sft", "cot/sft/evaluation", "cot/sft/grpo", "cot/sft/grpo/evaluation"}
+    assert "Not all is there" in (tmp_path / "report.html").read_text()
+
+
+def test_two_commands_do_not_run_in_one_folder(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [recipe, "--seeds", "0", "--arms", "base", "--output", str(tmp_path)]
+    home = tmp_path / "seed-0"
+    with alone_in(home):
+        assert refused(words, capsys) == f"{home}: another command is at work in it"
+    assert main(words) == 0
+
+
+def test_a_folder_of_another_recipe_or_size_is_refused_and_its_report_stays(
+    recipe: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (finished / "report.html").read_bytes()
+    words = [recipe, "--seeds", "0", "--output", str(finished), "--size", "paper"]
+    assert refused(words, capsys) == f"{finished} is of small, size tiny: take another --output"
+    assert (finished / "report.html").read_bytes() == page
+
+
+def test_the_report_is_of_all_that_lies_in_the_folder(recipe: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished / "seed-0", tmp_path / "run/seed-7")
+    assert main([recipe, "--seeds", "0", "--arms", "full", "--output", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "seeds 0, 7" in page and "w/o rejection sampling" in page and "Not all is there" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--start", "/no/such"], "stage sft: /no/such is not a model directory"),
+        (["--cot.agent", "vlm:/no/such"], "stage cot: /no/such is not a model directory"),
+        (["--start", "scratch"], "stage sft: it would begin with random weights"),
+    ],
+)
+def test_what_no_stage_could_begin_with_is_refused_at_once(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert refused([recipe, *words, "--arms", "full", "--output", str(tmp_path / "run")], capsys).startswith(said)
+
+
+def test_several_ranks_are_refused(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refused([recipe, "--output", str(tmp_path / "run")], capsys)
+    assert said.startswith("a recipe runs each seed on one process")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grpo.kl=k1", "--grpo.beta=0"], "stage grpo: kl k1: nothing comes of it with beta 0.0"),
+        (["--cot.env=Nowhere-v0"], "stage cot: Environment `Nowhere` doesn't exist."),
+        (["--reject.reward=gold"], "stage reject: reward 'gold' is not one of"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_at_once(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert refused([recipe, *words, "--output", str(tmp_path / "run")], capsys).startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_that_becomes_another_is_named(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rl.recipes.pipeline._RUN", dict.fromkeys(("sample", "train", "evaluate"), lambda config: "x"))
+    assert main([recipe, "--skip", "reject", "--seeds", "0", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "the arm 'full' is left out: without what is skipped it is 'w/o rejection sampling'\n" in said
+
+
 # ---------------------------------------------------------------- seeds
 
 
@@ -337,7 +433,7 @@ def test_a_stage_that_keeps_nothing_ends_its_recipe(
     said = refused(words, capsys)
     assert said == f"{tmp_path}/seed-0/cot: of 4 tasks none is kept (any_right); 4 all wrong"
     assert not (tmp_path / "seed-0/cot/done.json").exists()
-    assert "Not all is there" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "report.html").exists()  # nothing was evaluated that it could show
 
 
 @pytest.mark.parametrize(

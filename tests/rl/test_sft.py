@@ -427,6 +427,12 @@ def refusal(qwen: QwenVL, folder: Path, found: Sequence[EpisodeRecord], **settin
     return said.removeprefix(str(start.config.sft_data))
 
 
+@pytest.mark.parametrize("split", ["val", "test", "test_ood"])
+def test_episodes_on_tasks_that_runs_are_measured_on_are_refused(qwen: QwenVL, tmp_path: Path, split: str) -> None:
+    report = evaluate_agent(OracleAgent(think="label", grid=7), TINY, 3, split=split, blind_episodes=0)
+    assert refusal(qwen, tmp_path, report.records).startswith(f": 3 of 3 episodes are on tasks of {split}:")
+
+
 def test_a_file_without_an_episode_is_refused(qwen: QwenVL, tmp_path: Path) -> None:
     assert refusal(qwen, tmp_path, []) == " holds no episodes"
 

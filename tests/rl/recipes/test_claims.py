@@ -25,27 +25,52 @@ def told(inside: float, outside: float, **all: Any) -> dict[str, Any]:
 
 
 def found(evaluations: Mapping[tuple[str, int], Any], *claims: Claim) -> list[Finding]:
-    recipe = Recipe("r", "tiny", "", {}, ARMS, ("referring",), ("odd_one_out",), claims)
+    recipe = Recipe("r", "tiny", "", {}, ARMS, {}, ("referring",), ("odd_one_out",), claims)
     return findings(Results(recipe, (), evaluations, {}, {}, ()))
 
 
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ((2.9, 1.0), "holds"),
-        ((3.0, 1.0), "points this way"),
+        ((1.17, 1.0), "holds"),
+        ((1.18, 1.0), "points this way"),
+        ((1.0, 2.0, 3.0), "points this way"),
+        ((1.5, 2.5, 3.5), "holds"),
         ((5.0,), "points this way"),
         ((0.0, 0.0, 0.0), "no difference"),
         ((0.004, 0.004), "no difference"),
-        ((0.006, 0.006), "holds"),
+        ((0.006, 0.006), "points this way"),  # two that are equal say little of their error
+        ((0.006, 0.006, 0.006), "holds"),
         ((-0.004,), "no difference"),
-        ((-3.0, -1.0), "points the other way"),
-        ((-2.9, -1.0), "contradicted"),
+        ((-1.18, -1.0), "points the other way"),
+        ((-1.17, -1.0), "contradicted"),
         ((), NOT_MEASURED),
     ],
 )
-def test_a_difference_is_judged_by_its_sign_and_two_standard_errors(values: tuple[float, ...], verdict: str) -> None:
+def test_a_difference_is_judged_by_the_side_of_zero_on_which_its_interval_lies(
+    values: tuple[float, ...], verdict: str
+) -> None:
     assert Finding(Claim("", "full", "base"), NONE, NONE, Difference(dict(enumerate(values)))).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((-0.3, -0.3, -0.3), "holds"),
+        ((0.0, 0.0), "points this way"),
+        ((0.0, 0.0, 0.0), "holds"),
+        ((-0.2,), "points this way"),
+        ((-1.5, -1.0, -0.5), "points this way"),
+        ((-0.75, -0.5, -0.25), "holds"),
+        ((-2.2,), "points the other way"),
+        ((-3.5, -3.0, -2.5), "points the other way"),
+        ((-3.25, -3.0, -2.75), "contradicted"),
+        ((), NOT_MEASURED),
+    ],
+)
+def test_a_loss_within_the_margin_of_a_claim_counts_as_none(values: tuple[float, ...], verdict: str) -> None:
+    claim = Claim("", "full", "base", margin=2.0)
+    assert Finding(claim, NONE, NONE, Difference(dict(enumerate(values)))).verdict == verdict
 
 
 def test_a_claim_is_about_the_seeds_that_have_both_arms() -> None:

@@ -75,7 +75,7 @@ def test_of_every_shipped_recipe_every_stage_is_described_once_and_in_100_column
     recipe = read_recipe(name, size)
     said = "\n\n".join(dry_run(recipe, rehearsed=False))
     assert all(len(line) <= 100 for line in said.splitlines())
-    stages = {path[-1] for path in recipe.paths if path} | {recipe.evaluation.name}
+    stages = {path[-1] for path in recipe.whole_paths}
     assert all(section(said, stage) for stage in stages)
     assert said.count("\n-- ") == len(stages)
 

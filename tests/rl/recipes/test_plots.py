@@ -25,7 +25,7 @@ def results(
     attentions: Mapping[Key, Any] | None = None,
     updates: Mapping[Key, Any] | None = None,
 ) -> Results:
-    recipe = Recipe("r", "tiny", "", {}, ARMS, ("referring",), ("odd_one_out",))
+    recipe = Recipe("r", "tiny", "", {}, ARMS, {}, ("referring",), ("odd_one_out",))
     return Results(recipe, (), evaluations or {}, attentions or {}, updates or {}, ())
 
 
@@ -190,7 +190,7 @@ def test_a_plot_without_data_is_none() -> None:
 
 def test_the_name_of_an_arm_is_never_read_as_a_formula() -> None:
     odd = r"$\nonsense{$"
-    recipe = Recipe("r", "tiny", "", {}, {odd: ("a",)}, (), ())
+    recipe = Recipe("r", "tiny", "", {}, {odd: ("a",)}, {}, (), ())
     figure = plots(Results(recipe, (), {}, {}, {(odd, 0): updates("reward/total", 1.0)}, ()))["learning"]
     assert figure is not None
     figure.savefig(io.BytesIO(), format="png")

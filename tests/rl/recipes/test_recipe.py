@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,18 @@ def test_a_stage_that_is_like_another_begins_with_its_settings_and_its_kind(laye
     assert dict(more.settings) == {"temperature": 0.1, "steps": 2, "group_size": 3}
 
 
-def test_what_a_size_says_of_every_stage_wins_over_the_stage_itself(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, SMALLEST.replace('kind = "train"', 'kind = "train"\nsteps = 2') + "[tiny.settings]\nsteps = 9\n"
-    )
+def test_what_a_size_says_of_every_stage_wins_over_what_all_sizes_say_of_every_stage(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALLEST + "[settings]\nsteps = 2\n[tiny.settings]\nsteps = 9\n")
     assert settings(read_recipe(path), "learn")["steps"] == 9
     assert settings(read_recipe(path, "paper"), "learn")["steps"] == 2
+
+
+@pytest.mark.parametrize("general", [{"given": {"steps": "9"}}, {}])
+def test_what_is_said_of_a_stage_by_name_wins_over_what_is_said_of_every_stage_anywhere(
+    tmp_path: Path, general: Any
+) -> None:
+    named = SMALLEST.replace('kind = "train"', 'kind = "train"\nsteps = 2') + "[tiny.settings]\nsteps = 9\n"
+    assert settings(read_recipe(written(tmp_path, named), **general), "learn")["steps"] == 2
 
 
 def test_what_a_size_says_of_a_stage_wins_over_what_it_says_of_every_stage(layered: str) -> None:
@@ -129,10 +136,12 @@ def test_what_a_size_says_of_a_stage_holds_for_those_like_it_unless_it_says_more
 def test_the_command_line_wins_over_the_size_and_a_stage_of_it_over_all_stages(layered: str) -> None:
     given = {"prompts_per_step": "8", "learn.warmup": "9", "more.warmup": "10", "temperature": "0.5"}
     recipe = read_recipe(layered, given=given)
-    assert settings(recipe, "learn") == {"temperature": 0.5, "steps": 2, "prompts_per_step": 8, "warmup": 9}
+    assert settings(recipe, "learn") == {"temperature": 0.5, "steps": 2, "prompts_per_step": 6, "warmup": 9}
+    assert settings(read_recipe(layered, given={"learn.prompts_per_step": "8"}), "learn")["prompts_per_step"] == 8
     assert settings(recipe, "more")["warmup"] == 10
     assert settings(recipe, "pick") == {"temperature": 0.5}
-    assert settings(read_recipe(layered, given={"learn.warmup": "9"}), "more")["warmup"] == 9  # it is like learn
+    like = settings(read_recipe(layered, given={"learn.prompts_per_step": "8", "learn.warmup": "9"}), "more")
+    assert (like["prompts_per_step"], like["warmup"]) == (8, 7)  # the recipe says its warm-up by name
 
 
 def test_words_of_the_command_line_become_what_the_setting_is(layered: str) -> None:
@@ -163,7 +172,7 @@ def test_a_recipe_is_what_its_file_says(layered: str) -> None:
     assert (recipe.name, recipe.size, recipe.about) == ("mine", "tiny", "Layers.")
     assert recipe.arms == {"a": ("learn",), "b": ("learn", "more"), "c": ("learn", "pick", "more")}
     assert (recipe.in_domain, recipe.out_of_domain) == (("referring",), ("locate", "counting"))
-    assert recipe.evaluation is recipe.stages["evaluation"]
+    assert recipe.ends == dict.fromkeys(recipe.arms, "evaluation")
 
 
 def test_what_arms_share_is_one_path_and_each_path_is_behind_the_one_it_goes_on_from(layered: str) -> None:
@@ -173,12 +182,29 @@ def test_what_arms_share_is_one_path_and_each_path_is_behind_the_one_it_goes_on_
         ("learn", "pick"),
         ("learn", "pick", "more"),
     )
+    assert read_recipe(layered).whole_paths[4:] == tuple(
+        (*path, "evaluation") for path in (("learn",), ("learn", "more"), ("learn", "pick", "more"))
+    )
+
+
+def test_an_arm_may_end_with_an_evaluation_of_its_own(tmp_path: Path) -> None:
+    text = SMALLEST.replace(
+        '"only" = ["learn"]', '"only" = ["learn", "other"]\n"none" = ["other"]\n"usual" = ["learn"]'
+    )
+    recipe = read_recipe(written(tmp_path, text + "[stages.other]\nlike = 'evaluation'\nepisodes = 3\n"))
+    assert recipe.arms == {"only": ("learn",), "none": (), "usual": ("learn",)}
+    assert recipe.ends == {"only": "other", "none": "other", "usual": "evaluation"}
+    assert recipe.paths == (("learn",),)
+    assert recipe.whole_paths == (("learn",), ("learn", "other"), ("other",), ("learn", "evaluation"))
 
 
 def test_stages_that_a_size_or_the_caller_skips_are_in_no_arm_and_equal_arms_are_one(layered: str) -> None:
     assert read_recipe(layered, "paper").arms == {"a": (), "b": ("more",), "c": ("pick", "more")}
     assert read_recipe(layered, skip=["pick"]).arms == {"a": ("learn",), "b": ("learn", "more")}
-    assert read_recipe(layered, "paper", skip=["pick"]).arms == {"a": (), "b": ("more",)}
+    without = read_recipe(layered, "paper", skip=["pick"])
+    assert without.arms == {"a": (), "b": ("more",)}
+    assert without.left_out == {"c": "b"}
+    assert read_recipe(layered).left_out == {}
 
 
 def test_a_size_may_have_domains_of_its_own(tmp_path: Path) -> None:
@@ -253,7 +279,7 @@ def test_what_a_recipe_cannot_say_is_refused_by_name(tmp_path: Path, more: str, 
     ("old", "new", "said"),
     [
         ('["learn"]', '["learn", "lern"]', "mine.toml, arm 'only': unknown lern"),
-        ('["learn"]', '["learn", "evaluation"]', "mine.toml, arm 'only': unknown evaluation"),
+        ('["learn"]', '["evaluation", "learn"]', "mine.toml, arm 'only': an evaluation can but end it"),
         ('"only" = ["learn"]', "", "mine.toml: there are no arms"),
         ('kind = "train"', 'kind = "sample"', "mine.toml, arm 'only': no stage of it trains"),
         ('kind = "evaluate"', 'kind = "train"', "mine.toml: a stage 'evaluation' of kind 'evaluate' is needed"),
@@ -410,4 +436,29 @@ def test_2512_08980_has_no_cold_start_as_published_and_each_ablation_turns_off_w
         "w/o action mask": {"constrain_actions"},
         "w/o trajectory mask": {"keep_stops"},
         "w/o tool gain": {"reward"},
+        "w/o gain and masks": {"reward", "constrain_actions", "keep_stops"},
     }
+    gain, none = REWARDS["tool_gain_recon"], REWARDS["no_gain_recon"]
+    assert {name: part for name, part in gain.items() if name != "tool_gain"} == none
+    assert {
+        path[-1]: recipe.stages[path[-1]].config().tools for path in recipe.whole_paths if "evaluation" in path[-1]
+    } == {
+        "evaluation": ("visual_reflection", "visual_confirmation"),
+        "evaluation_no_tools": (),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", recipe_names())
+def test_no_arm_of_a_shipped_recipe_meets_a_task_in_two_stages(name: str, size: str) -> None:
+    recipe = read_recipe(name, size)
+    for path in recipe.arms.values():
+        ranges = []
+        for stage in (recipe.stages[visited] for visited in path):
+            config = stage.config()
+            if stage.kind == "sample":
+                ranges.append(range(config.first, config.first + config.count))
+            elif config.steps:
+                ranges.append(range(config.steps * config.prompts_per_step * (1 + config.refill)))
+        edges = sorted((numbers.start, numbers.stop) for numbers in ranges)
+        assert all(before[1] <= after[0] for before, after in pairwise(edges)), (name, size, path)

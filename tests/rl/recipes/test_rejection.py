@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,23 @@ import gymnasium as gym
 import pytest
 from tokenizers import Tokenizer
 
+from agents.api_agent import EndpointError, data_url
 from agents.oracle import OracleAgent
 from agents.qwen_vl import QwenVL, save_qwen_vl
 from agents.types import Action, History
-from mimgenv import default_codec
+from mimgenv import default_codec, load_task
 from mimgenv.codec import Codec
 from mimgenv.datasets.selected import Selected, read_selection
+from mimgenv.errors import DatasetError
 from mimgenv.records import EpisodeRecord, EpisodeTurn, read_records, write_records
 from mimgenv.types import TextAnswer
 from rl.recipes.rejection import TASKS_PER_SEED, Counts, SampleConfig, sample
+
+spec = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[2] / "agents" / "chat_server.py")
+assert spec is not None and spec.loader is not None
+chat_server = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(chat_server)
+Reply = chat_server.Reply
 
 Config = Callable[..., SampleConfig]
 
@@ -38,9 +49,9 @@ def config(tmp_path: Path) -> Config:
 
 
 def attempt(task: int, number: int, mark: str) -> EpisodeRecord:
-    """A record that is right (R), wrong (W), or right after a turn that did not parse (M)."""
+    """A record that is right (R), wrong (W), right after a turn that did not parse (M) or was empty (E), or cut (C)."""
     good = EpisodeTurn("", f"<answer>{number}</answer>", None, 0)
-    turns = (EpisodeTurn("", "!", "bad_turn", 0), good) if mark == "M" else (good,)
+    turns = (EpisodeTurn("", "!" * (mark == "M"), "bad_turn", 0), good) if mark in "ME" else (good,)
     return EpisodeRecord(
         task_id=f"task {task}",
         task_type="counting",
@@ -49,8 +60,8 @@ def attempt(task: int, number: int, mark: str) -> EpisodeRecord:
         turns=turns,
         reward=1.0,
         reward_parts={},
-        stop="answered",
-        success=mark != "W",
+        stop="token_limit" if mark == "C" else "answered",
+        success=mark not in "WC",
         tool_calls=(),
         truth=TextAnswer("1"),
         prediction=TextAnswer("1"),
@@ -87,7 +98,14 @@ def test_a_task_is_kept_by_how_many_of_its_attempts_are_right(config: Config, ke
     asked = config(keep=keep)
     counts, _ = judged(asked, "RRRR RRWR WWWW WWWR")
     assert [record.task_id for record in read_records(Path(asked.output, "trajectories.jsonl"))] == kept
-    assert counts == Counts(tasks=4, attempts=4, kept=len(kept), all_right=1, all_wrong=1)
+    few = {"kept": len(kept), "all_right": 1, "all_wrong": 1, "failed": 0, "unanswered": 0}
+    assert counts == Counts(tasks=4, attempts=4, **few)
+
+
+def test_attempts_that_said_nothing_and_those_that_did_not_answer_are_counted(config: Config) -> None:
+    counts, _ = judged(config(keep="any_right"), "RCE WCW EEM")
+    assert (counts.failed, counts.unanswered) == (3, 2)
+    assert (counts.kept, counts.all_wrong) == (1, 2)
 
 
 def test_a_right_answer_after_a_malformed_turn_is_not_right(config: Config) -> None:
@@ -119,7 +137,8 @@ def test_a_stage_leaves_its_attempts_its_counts_and_what_it_gives(config: Config
     judged(asked, "RW WW")
     files = left(asked)
     assert sorted(files) == sorted(["attempts.jsonl", "counts.json", f"{gives}.jsonl"])
-    assert json.loads(files["counts.json"]) == {"tasks": 2, "attempts": 2, "kept": 1, "all_right": 0, "all_wrong": 1}
+    found = {"tasks": 2, "attempts": 2, "kept": 1, "all_right": 0, "all_wrong": 1, "failed": 0, "unanswered": 0}
+    assert json.loads(files["counts.json"]) == found
 
 
 @pytest.mark.parametrize(
@@ -312,6 +331,121 @@ def test_an_agent_plays_in_its_own_tokens(config: Config, monkeypatch: pytest.Mo
     assert sample(config(tasks=("odd_one_out_qa",), count=6)).all_right == 6
 
 
+@pytest.fixture
+def in_bytes(tmp_path: Path, make_qwen: Callable[..., QwenVL]) -> str:
+    """The folder of a model without its weights, whose tokenizer writes texts byte by byte."""
+    folder = tmp_path / "bytes"
+    save_qwen_vl(make_qwen(), str(folder))
+    (folder / "model.safetensors").unlink()
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["model"]["merges"] = []
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["special"]]
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    return str(folder)
+
+
+@pytest.mark.parametrize("agent", ["oracle", "openai"])
+def test_an_agent_without_tokens_of_its_own_plays_in_those_of_the_model_that_is_to_learn(
+    config: Config, tmp_path: Path, server: Any, in_bytes: str, agent: str
+) -> None:
+    text = "<think>There are three of them, and no more.</think><answer>3</answer>"
+    server.reply = lambda *_: Reply(text)
+    name = f"openai:m@{server.url}" if agent == "openai" else agent
+    stops = {}
+    for start in ("tiny", in_bytes):
+        output = str(tmp_path / Path(start).name / "stage")
+        asked = config(agent=name, start=start, output=output, tasks=("counting",), max_tokens=26, count=6)
+        with suppress(ValueError):  # none is kept
+            sample(asked)
+        stops[start] = {record.stop for record in played(asked)}
+    assert stops == {"tiny": {"answered"}, in_bytes: {"void"}}
+
+
+def test_a_model_that_is_to_learn_must_be_there(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none is not a directory"):
+        sample(config(start=str(tmp_path / "none")))
+
+
+# ---------------------------------------------------------------- a server
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    pytest.importorskip("openai")
+    with chat_server.serving() as chat:
+        yield chat
+
+
+def counted(server: Any, failing: Callable[[int], int] = lambda number: 200, **given: Any) -> SampleConfig:
+    """A stage of counting tasks that a server solves, but for the requests at whose numbers it fails."""
+    asked = SampleConfig(**{"agent": f"openai:m@{server.url}", "tasks": ("counting",), "count": 10, **given})
+    env = gym.make("MultiImageTiny-v0", tasks=asked.tasks)
+    begun = [env.reset(seed=(asked.seed + 1) * TASKS_PER_SEED + place) for place in range(asked.count)]
+    tasks = [(message["images"][0], load_task(info["task_id"])) for message, info in begun]
+    truths = {data_url(image): task.truth.text for image, task in tasks}  # type: ignore[union-attr]
+
+    def solve(body: dict[str, Any], number: int) -> Any:
+        first = next(part for part in body["messages"][0]["content"] if part["type"] == "image_url")
+        text = f"<think>a</think><answer>{truths[first['image_url']['url']]}</answer>"
+        return Reply(text, status=failing(number))
+
+    server.reply = solve
+    return asked
+
+
+def test_a_request_that_fails_costs_one_attempt(server: Any, tmp_path: Path) -> None:
+    asked = counted(server, lambda number: 400 if number == 3 else 200, attempts=2, output=str(tmp_path))
+    counts = sample(asked)
+    few = {"kept": 9, "all_right": 9, "all_wrong": 0, "failed": 1, "unanswered": 1}
+    assert counts == Counts(tasks=10, attempts=2, **few)
+    (lost,) = (record for record in played(asked) if not record.success)
+    assert {(turn.action, turn.error) for turn in lost.turns} == {("", "bad_turn")}
+    assert len(server.bodies) == 20  # one for each attempt: what is lost is not asked about again
+
+
+def test_a_server_that_fails_at_more_than_a_tenth_of_a_portion_stops_the_stage_and_not_for_ever(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 5)
+    asked = counted(server, lambda number: 400 if number in (3, 12, 14) else 200, attempts=2, output=str(tmp_path))
+    said = f"2 of 10 attempts failed, at most a tenth may; the last: m at {server.url}: HTTP 400"
+    with pytest.raises(EndpointError, match=f"^{re.escape(said)}$"):
+        sample(asked)
+    assert sorted(left(asked)) == ["attempts.jsonl"] and len(played(asked)) == 10
+    counted(server, attempts=2)
+    assert sample(asked).failed == 1
+
+
+def test_a_tenth_of_each_portion_may_fail(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 5)
+    asked = counted(server, lambda number: 400 if number in (3, 12) else 200, attempts=2, output=str(tmp_path))
+    assert sample(asked).failed == 2
+
+
+def test_a_server_that_refuses_all_stops_the_stage_at_once(server: Any, tmp_path: Path) -> None:
+    with pytest.raises(EndpointError, match="HTTP 401"):
+        sample(counted(server, lambda number: 401 if number == 3 else 200, attempts=2, output=str(tmp_path)))
+    assert left(SampleConfig(output=str(tmp_path))) == {}
+
+
+def test_a_server_is_sent_a_seed_for_each_attempt_and_the_same_ones_after_a_stop(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 5)
+    sent = {}
+    for name, given in {"one": {}, "again": {}, "seed": {"seed": 1}, "rest": {}}.items():
+        server.bodies.clear()
+        (tmp_path / name).mkdir()
+        if name == "rest":
+            whole = (tmp_path / "again" / "attempts.jsonl").read_bytes().splitlines(keepends=True)
+            (tmp_path / name / "attempts.jsonl").write_bytes(b"".join(whole[:10]))
+        sample(counted(server, attempts=2, output=str(tmp_path / name), **given))
+        sent[name] = {body["seed"] for body in server.bodies}
+    assert len(sent["one"]) == 20 and sent["again"] == sent["one"]
+    assert len(sent["rest"]) == 10 and sent["rest"] < sent["one"]
+    assert not sent["seed"] & sent["one"]
+
+
 # ---------------------------------------------------------------- stopping and going on
 
 
@@ -351,6 +485,49 @@ def test_what_a_model_samples_after_a_stop_is_what_it_would_have_sampled(
     assert left(stopped) == left(sampled)
 
 
+def test_whole_portions_are_never_written_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 2)
+    asked = config(count=5)
+    sample(asked)
+    path = Path(asked.output, "attempts.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:7]))
+
+    def killed(path: Path, mode: str, **more: Any) -> Any:
+        if mode == "rb":
+            return open(path, mode, **more)
+        with open(path, mode, **more):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mimgenv.records.open", killed, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        sample(asked)
+    assert path.read_bytes() == b"".join(lines[:4])
+
+
+def test_records_are_not_held(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 2)
+    asked = config(count=7)
+
+    def held() -> int:
+        return sum(type(item) is EpisodeRecord for item in gc.get_objects())
+
+    before, found = held(), []
+    for _ in range(2):  # played, then read
+        sample(asked, lambda done, most: found.append(held() - before))
+    assert found == [0] * 6
+
+
+def test_an_empty_line_is_passed_over(config: Config) -> None:
+    asked = config()
+    sample(asked)
+    expected = left(asked)
+    path = Path(asked.output, "attempts.jsonl")
+    path.write_bytes(b"\n\n" + expected["attempts.jsonl"])
+    sample(asked)
+    assert left(asked)["trajectories.jsonl"] == expected["trajectories.jsonl"]
+
+
 def test_what_was_played_is_not_played_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.recipes.rejection.TOGETHER", 2)
     asked = config(count=5)
@@ -365,6 +542,29 @@ def test_what_was_played_is_not_played_again(config: Config, monkeypatch: pytest
 
 
 # ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)], "6 attempts, not 2 at each of 2 tasks"),
+        ([(0, 0), (1, 0), (0, 1), (1, 1)], "2 attempts at one task lie behind each other, not some at task 0, task 1"),
+        ([(0, 0), (0, 1), (1, 0), (2, 0)], "2 attempts at one task lie behind each other, not some at task 1, task 2"),
+        ([(0, 0), (1, 0)], "2 attempts at one task lie behind each other, not some at task 0, task 1"),
+    ],
+    ids=["more", "mixed", "another task", "mixed within a portion"],
+)
+def test_attempts_that_are_not_those_of_the_stage_are_refused_and_left(
+    config: Config, places: list[tuple[int, int]], said: str
+) -> None:
+    asked = config(count=2)
+    path = Path(asked.output, "attempts.jsonl")
+    path.parent.mkdir()
+    write_records(path, [attempt(task, number, "R") for task, number in places])
+    before = path.read_bytes()
+    with pytest.raises(DatasetError, match=f"^{re.escape(f'{path}: {said}')}$"):
+        sample(asked)
+    assert left(asked) == {"attempts.jsonl": before}
 
 
 @pytest.mark.parametrize(

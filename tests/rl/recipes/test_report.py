@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from rl.recipes.recipe import Claim, Recipe
+from rl.recipes.recipe import Claim, Recipe, Stage
 from rl.recipes.report import PAGE, ArmRun, write_report
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -57,7 +58,8 @@ def row(success: float) -> dict[str, Any]:
 def recipe(about: str = "About it.", arm: str = "full") -> Recipe:
     arms = {"base": ("base",), arm: ("base", "cot", "a b")}
     claims = (Claim(f"{arm} pays", arm, "base"),)
-    return Recipe("mine", "tiny", about, {}, arms, ("referring",), ("odd_one_out",), claims)
+    stages = {name: Stage(name, "train", {"tasks": ("referring",)}) for name in ("base", "cot", "a b")}
+    return Recipe("mine", "tiny", about, stages, arms, {}, ("referring",), ("odd_one_out",), claims)
 
 
 def played(folder: Path, seed: int, arm: str = "full") -> list[ArmRun]:
@@ -176,8 +178,17 @@ def test_the_claims_come_before_the_other_tables(tmp_path: Path) -> None:
 def test_words_stand_left_and_figures_right(tmp_path: Path) -> None:
     write_report(tmp_path, recipe(), played(tmp_path, 0))
     heads = [head.get("class") for head in Page(tmp_path / PAGE).of("th")]
-    arms, claims, ablation = 2 * ["text"], 6 * ["text"] + 3 * [None], 3 * ["text"] + [None]
-    assert heads[:15] == [*arms, *claims, *ablation]
+    arms, settings, claims = 2 * ["text"], 2 * ["text"], 6 * ["text"] + 3 * [None]
+    assert heads[:17] == [*arms, *settings, *claims, *3 * ["text"], None]
+
+
+def test_the_page_tells_the_settings_of_every_stage(tmp_path: Path) -> None:
+    write_report(tmp_path, recipe(), played(tmp_path, 0))
+    assert len(Page(tmp_path / PAGE).of("details")) == 1
+    page = (tmp_path / PAGE).read_text("utf-8")
+    for name, stage in recipe().stages.items():
+        assert f'<td class="text">{name}</td>' in page
+        assert all(f"{key} {value}" in html.unescape(page) for key, value in stage.settings.items())
 
 
 def test_a_plot_of_an_earlier_report_is_removed_where_there_is_no_data_now(tmp_path: Path) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rl.recipes.recipe import Recipe
-from rl.recipes.results import ArmRun, Difference, OverSeeds, read_results
+from mimgenv.tasks.rendered import GROUNDING_TYPES, TASK_TYPES
+from rl.recipes.recipe import Recipe, Stage
+from rl.recipes.results import STUDENT, ArmRun, Difference, OverSeeds, read_results
 
-RECIPE = Recipe(
-    "r", "tiny", "", {}, {"base": ("a",), "full": ("a", "b")}, ("referring", "common_object"), ("multi_view",)
-)
+ARMS = {"base": ("a",), "full": ("a", "b")}
+RECIPE = Recipe("r", "tiny", "", {}, ARMS, {}, ("referring", "common_object"), ("multi_view",))
 
 
 def row(success: float, **more: Any) -> dict[str, Any]:
@@ -58,16 +59,78 @@ def test_a_figure_of_some_seeds_has_their_values_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "clear"),
-    [({0: 3.0, 1: 1.0}, False), ({0: 3.2, 1: 1.0}, False), ({0: 2.9, 1: 1.0}, True), ({0: -2.9, 1: -1.0}, True)],
+    ("values", "value", "clear"),
+    [
+        ((13.71, 11.71), 0.0, True),  # of two values the error is half of what lies between them
+        ((13.70, 11.70), 0.0, False),
+        ((-13.71, -11.71), 0.0, True),
+        ((13.71, 11.71), 0.01, False),
+        ((11.71, 9.71), -2.0, True),
+        ((6.49, 4.31, 2.13), 0.0, False),  # of three so far apart alike it is 2.18 / √3
+        ((7.60, 5.42, 3.24), 0.0, True),
+    ],
 )
-def test_a_difference_is_clear_beyond_two_standard_errors(values: dict[int, float], clear: bool) -> None:
-    assert Difference(values).clear is clear  # of two values the error is half of what lies between them
+def test_a_value_is_clear_of_a_difference_outside_its_interval(
+    values: tuple[float, ...], value: float, clear: bool
+) -> None:
+    assert Difference(dict(enumerate(values))).clear_of(value) is clear
 
 
-def test_a_difference_of_one_seed_is_never_clear() -> None:
-    assert not Difference({0: 100.0}).clear
-    assert not Difference({}).clear
+def test_a_difference_of_one_seed_is_clear_of_nothing() -> None:
+    assert not Difference({0: 100.0}).clear_of(0.0)
+    assert not Difference({}).clear_of(0.0)
+
+
+def test_more_seeds_than_the_table_has_are_judged_by_its_last_row() -> None:
+    def many(error: float) -> Difference:
+        spread = error * math.sqrt(39)  # of 40 values, half of them so far above 1 and half below
+        return Difference({seed: 1.0 + spread * (-1) ** seed for seed in range(40)})
+
+    assert many(1 / 2.046).clear_of(0.0)
+    assert not many(1 / 2.044).clear_of(0.0)
+
+
+@pytest.mark.parametrize("freedom", range(1, len(STUDENT) + 1))
+def test_nineteen_twentieths_of_students_t_lie_within_each_width_of_the_table(freedom: int) -> None:
+    # With t = √f tan u the density is const cos(u)^(f - 1): smooth and bounded, so that a midpoint sum is exact enough.
+    edge, steps = math.atan(STUDENT[freedom - 1] / math.sqrt(freedom)), 2000
+    total = sum(math.cos((step + 0.5) * edge / steps) ** (freedom - 1) for step in range(steps)) * edge / steps
+    const = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(math.pi)
+    assert 2 * const * total == pytest.approx(0.95, abs=5e-5)
+
+
+def grpo(**settings: Any) -> Stage:
+    return Stage("b", "train", {"steps": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        (grpo(tasks=("locate", "referring")), {"locate", "referring"}),
+        (grpo(tasks="counting"), {"counting"}),
+        (grpo(env="MultiImageTiny-v0", tasks="qa"), {"odd_one_out_qa", "counting"}),
+        (grpo(env="MultiImageTinyZoom-v0"), {"referring"}),
+        (grpo(env="mimg/Jigsaw-v0"), {"jigsaw"}),
+        (grpo(steps=0, tasks=("locate",)), set()),
+        (Stage("b", "sample", {"tasks": ("locate",)}), set()),
+    ],
+)
+def test_the_types_that_are_trained_are_those_of_the_grpo_stages(stage: Stage, trained: set[str]) -> None:
+    stages = {"a": Stage("a", "train", {"steps": 0, "tasks": ("multi_view",)}), "b": stage}
+    results = read_results(replace(RECIPE, stages=stages), [])
+    assert results.trained() == trained
+
+
+def test_without_a_choice_of_tasks_all_types_of_the_environment_are_trained() -> None:
+    stages = {"a": grpo(env="MultiImageGrounding-v0"), "b": grpo(env="MultiImageQA-v0")}
+    few = read_results(replace(RECIPE, stages=stages, arms={"base": ("a",)}), []).trained()
+    assert few == set(GROUNDING_TYPES)
+    assert read_results(replace(RECIPE, stages=stages), []).trained() == set(TASK_TYPES)
+
+
+def test_what_no_arm_visits_trains_nothing() -> None:
+    stages = {"a": grpo(tasks=("locate",)), "b": grpo(tasks=("referring",)), "c": grpo(tasks=("counting",))}
+    assert read_results(replace(RECIPE, stages=stages), []).trained() == {"locate", "referring"}
 
 
 def test_accuracy_is_the_macro_mean_over_the_types_that_are_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl.recipes.recipe import Claim, Recipe
+from rl.recipes.recipe import Claim, Recipe, Stage
 from rl.recipes.results import Difference, OverSeeds, Results
 from rl.recipes.tables import MIG_BENCH, Cell, Table, tables
 
@@ -26,6 +26,7 @@ def made(
     inside: tuple[str, ...] = ("referring",),
     outside: tuple[str, ...] = ("static_difference", "odd_one_out"),
     claims: tuple[Claim, ...] = (),
+    trained: tuple[str, ...] = ("referring",),
 ) -> dict[str, Table]:
     """The tables of evaluations by arm and seed, each given by split as rows by task type and `all`."""
     evaluations = {
@@ -35,7 +36,8 @@ def made(
     for splits in evaluations.values():
         for found in splits.values():
             found["rows"] = {name: figures for name, figures in found["rows"].items() if name != "all"}
-    recipe = Recipe("r", "tiny", "", {}, ARMS, inside, outside, claims)
+    stages = {name: Stage(name, "train", {"steps": name == "b", "tasks": trained}) for name in "ab"}
+    recipe = Recipe("r", "tiny", "", stages, ARMS, {}, inside, outside, claims)
     return {table.name: table for table in tables(Results(recipe, (), evaluations, {}, {}, ()))}
 
 
@@ -50,8 +52,9 @@ def texts(table: Table) -> list[dict[str, str]]:
         (OverSeeds({0: 1.0, 1: 3.0}), "2.0 ± 1.0"),
         (OverSeeds({7: 1.26}), "1.3"),
         (OverSeeds({}), "–"),
-        (Difference({0: 4.0, 1: 5.0}), "+4.5 ± 0.5 ▲"),
-        (Difference({0: -4.0, 1: -5.0}), "-4.5 ± 0.5 ▼"),
+        (Difference({0: 4.0, 1: 4.5}), "+4.2 ± 0.2 ▲"),
+        (Difference({0: 4.0, 1: 5.0}), "+4.5 ± 0.5"),
+        (Difference({0: -4.0, 1: -4.5}), "-4.2 ± 0.2 ▼"),
         (Difference({0: -4.0, 1: 5.0}), "+0.5 ± 4.5"),
         (Difference({0: 4.0}), "+4.0"),
         (Difference({0: -0.01}), "+0.0"),
@@ -112,6 +115,8 @@ def test_a_claim_is_a_row_of_words_then_both_arms_and_their_difference() -> None
         (Claim("", "full", "base", "tool_calls", split="test_ood"), "tool calls, test_ood"),
         (Claim("", "full", "base", "tool_calls/visual_reflection"), "tool calls: visual reflection"),
         (Claim("", "full", "base", "reward_parts/image"), "reward parts: image"),
+        (Claim("", "full", "base", types="qa", margin=2.0), "Acc@0.5, questions, within 2 points"),
+        (Claim("", "full", "base", "turns", split="test_ood", margin=0.5), "turns, test_ood, within 0.5"),
     ],
 )
 def test_the_measure_of_a_claim_is_told_in_words(claim: Claim, words: str) -> None:
@@ -180,18 +185,30 @@ def test_retention_compares_every_arm_with_the_first_seed_by_seed() -> None:
         "mean": "43.8 ± 6.2"
     }
     assert (full["arm"], full["seeds"], full["locate"]) == ("full", "3", "50.0 ± 26.0")
-    assert less == {"split": "test", "arm": "full − base", "seeds": "2", "locate": "+12.5 ± 0.0 ▲"} | {
+    assert less == {"split": "test", "arm": "full − base", "seeds": "2", "locate": "+12.5 ± 0.0"} | {
         "counting": "+0.0 ± 25.0",
         "mean": "+6.2 ± 12.5",
     }
 
 
-def test_retention_leaves_out_what_the_recipe_trains_on_and_says_so() -> None:
+def test_retention_leaves_out_what_grpo_trains_on_and_says_so() -> None:
     told = {("base", 0): {"test": {"locate": row(0.5), "counting": row(0.25)}}}
-    table = made(told, inside=("locate",))["retention"]
+    table = made(told, trained=("locate", "referring"))["retention"]
     assert table.header[3:] == ("counting", "mean")
-    assert table.note.endswith("Left out, since this recipe trains on it: locate.")
+    assert table.note.endswith("Left out, since GRPO trains on it: locate.")
     assert "Left out" not in made(told)["retention"].note
+
+
+def test_retention_has_no_rows_where_all_that_was_evaluated_is_trained_on() -> None:
+    told = {("base", 0): {"test": {"locate": row(0.5), "counting": row(0.25), "referring": row(0.5)}}}
+    table = made(told, trained=("locate", "counting"))["retention"]
+    assert (table.rows, table.header) == ((), ("split", "arm", "seeds"))
+    assert table.note == "Single images and questions: GRPO trains on all that was evaluated: locate, counting."
+
+
+def test_retention_says_where_nothing_of_it_was_evaluated() -> None:
+    table = made({("base", 0): {"test": {"referring": row(0.5)}}})["retention"]
+    assert table.rows == () and table.note.endswith("no such type was evaluated.")
 
 
 def test_retention_has_no_difference_where_the_first_arm_was_not_evaluated() -> None:
