@@ -33,6 +33,8 @@ NOT_PARTS: Final = ("reward/total", "reward/deviation")
 WIDTH: Final = 12.0
 """Inches: the same for all, so that letters on the page are of one size."""
 SPLIT_TITLES: Final = {"test": "test", "test_ood": "test_ood: held-out combinations"}
+TOOL: Final = "tool/"
+"""Before the name of a tool, in a metric: its calls per episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def plots(results: Results) -> dict[str, Figure | None]:
         "ablation": _bars(results),
         "learning": _curves(results, LEARNING),
         "reward": _curves(results, _named(results, "reward/", NOT_PARTS)),
-        "tools": _curves(results, _named(results, "tool/"), bottom=0.0),
+        "tools": _curves(results, _named(results, TOOL), bottom=0.0),
         "attention": _attention(results),
     }
 
@@ -95,8 +97,10 @@ def _curves(results: Results, titles: Mapping[str, str], bottom: float | None = 
 def _lines(results: Results, key: str) -> dict[str, Line]:
     """A metric's line for each arm that has it; smoothed, but for what is measured only now and then."""
     lines = {}
+    uncalled = {key: 0.0} if key.startswith(TOOL) else {}  # a tool that nobody calls has no metric
     for arm in results.recipe.arms:
-        seeds = [series(rows, "grpo", key) for (name, _), rows in sorted(results.updates.items()) if name == arm]
+        updates = [rows for (name, _), rows in sorted(results.updates.items()) if name == arm]
+        seeds = [series([uncalled | row for row in rows], "grpo", key) for rows in updates]
         drawn = [(xs, ys if key.startswith("held_out/") else smooth(ys)) for xs, ys in seeds if xs]
         if drawn:
             lines[arm] = over_seeds(drawn)

@@ -88,6 +88,14 @@ def test_reward_parts_and_tools_have_a_panel_each_and_only_those_that_are_there(
     assert drawn(made["tools"].axes[1]) == {FULL: ([1], [0.5])}
 
 
+def test_a_tool_that_is_no_longer_called_is_drawn_at_nothing() -> None:
+    made = plots(results(updates={(FULL, 0): [*updates("tool/zoom", 1.0), {"phase": "grpo", "step": 2}]}))["tools"]
+    assert made is not None
+    (line,) = made.axes[0].get_lines()
+    assert list(line.get_xdata()) == [1, 2]
+    assert line.get_ydata()[1] < line.get_ydata()[0] == 1.0
+
+
 def test_tool_calls_are_drawn_from_nothing_so_that_small_changes_look_small() -> None:
     made = plots(results(updates={(FULL, 0): updates("tool/zoom", 0.5, 0.501)}))
     assert made["tools"] is not None
