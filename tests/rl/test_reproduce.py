@@ -374,6 +374,18 @@ def test_what_a_late_stage_would_refuse_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_describes_every_stage_and_leaves_nothing_behind(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([recipe, "--dry-run", "--output", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert [line.split(":")[0].removeprefix("-- ") for line in said.splitlines() if line.startswith("-- ")] == [
+        *("cot", "sft", "grpo", "reject", "evaluation")
+    ]
+    assert said.count("rehearsed  a real step") == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_arm_that_becomes_another_is_named(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
