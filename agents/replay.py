@@ -62,7 +62,8 @@ class ReplayAgent:
             raise ConfigurationError(f"{where}: the record ends after {len(record.turns)} turns, the episode goes on")
         difference = _difference(record, number, history.message)
         if difference:
-            raise ConfigurationError(f"{where}: {difference}")
+            hint = "it was recorded with another env, tools, instructions or max_pixels"
+            raise ConfigurationError(f"{where}: {difference}; {hint}")
         return record.turns[number].action
 
 
