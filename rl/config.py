@@ -19,8 +19,12 @@ PARALLEL: Final = ("ddp", "fsdp2")
 LOSSES: Final = ("undivided", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "mig_grpo")
 SCHEDULES: Final = ("linear", "cosine")
 THOUGHTS: Final = ("label", "rationale", "annotations", "places")
+SCRATCH: Final = "scratch"
+"""A `start`: a tiny model that has learned nothing."""
 RENDERED: Final = "rendered"
 """An `eval_source`: rendered tasks, whatever is trained on."""
+TASKS_PER_SEED: Final = 2**24
+"""The tasks of seed s begin at (s + 1) times this, beyond those of any cold start."""
 
 _LEAST: Final = {
     "sft_tasks": 3,  # a third of them in each easier stage

@@ -20,7 +20,7 @@ from agents.qwen_vl import QwenVL, load_qwen_vl
 from agents.tiny_model import tiny_qwen_vl
 from rl.batch import Batch
 from rl.checkpoint import Progress, read_checkpoint, reading, write_checkpoint
-from rl.config import TrainConfig
+from rl.config import SCRATCH, TrainConfig
 from rl.distributed import ALONE, Replicas, World
 from rl.errors import CheckpointError
 from rl.log_probs import token_log_probs
@@ -29,7 +29,6 @@ from rl.lora import adapter_off, add_lora, has_lora, load_adapter, lora_settings
 
 COLD_START: Final = "cold_start"
 """The model that GRPO begins with, in the folder of the run."""
-SCRATCH: Final = "scratch"
 TINY: Final = 10_000_000
 """The vision tower of a model of fewer parameters learns unless told otherwise."""
 

@@ -31,17 +31,15 @@ from mimgenv.viewer import ShownEpisode
 from rl.batch import parts
 from rl.checkpoint import Progress, checkpoints, read_checkpoint
 from rl.collect import Group, collect, varying
-from rl.config import TrainConfig
+from rl.config import SCRATCH, TASKS_PER_SEED, TrainConfig
 from rl.distributed import ALONE, World
 from rl.guards import check_busy
-from rl.policy import COLD_START, SCRATCH, Policy
+from rl.policy import COLD_START, Policy
 from rl.settings import CONFIG
 from rl.sft import STAGE_IOU, ColdStart, RecordedSet, cold_start_set, sft_step
 from rl.tracker import Tracker
 from rl.update import Updater
 
-TASKS_PER_SEED: Final = 2**24
-"""GRPO's tasks of run seed s begin at (s + 1) times this, beyond those of any cold start."""
 MODEL: Final = "model"
 SFT_WARMUP: Final = 30
 SFT_FINAL: Final = 0.05

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimgenv.errors import TaskError
 from mimgenv.scenes.scene import Scene, World
-from mimgenv.tasks.draft import MIN_VISIBILITY, Draft, TaskType, finish
+from mimgenv.tasks.draft import MIN_VISIBILITY, Draft, TaskType, Wording, finish
 from mimgenv.tasks.program import Area, Found, ImageOf, Part, Result
 from mimgenv.tasks.registry import load_task
 from mimgenv.tasks.rendered import ATTEMPTS, SPLITS, TASK_TYPES, make_task, world_of, worlds_of
@@ -63,7 +63,7 @@ def _check_seed(make: TaskType, world: World, held_out: bool, seed: int) -> None
         if difficulty is None:
             again = _make(make, world, held_out, number, difficulty)
             assert same_task(made.task, again.task), f"the same seed makes the same task: {made.task.task_id}"
-        for rule in (_check_question, _check_objects, _check_truth, _check_one_target):
+        for rule in (_check_wordings, _check_question, _check_objects, _check_truth, _check_one_target):
             rule(made)
 
 
@@ -92,6 +92,16 @@ def same_task(one: Task, other: Task) -> bool:
     if any(getattr(one, name) != getattr(other, name) for name in rest) or len(one.images) != len(other.images):
         return False
     return all(np.array_equal(a, b) for a, b in zip(one.images, other.images, strict=True))
+
+
+def _check_wordings(made: _Made) -> None:
+    """Every way to ask, whether or not this world uses it."""
+    question = made.draft.question
+    for way in (*question.known, *question.held_out) if isinstance(question, Wording) else ():
+        try:
+            way.format(**made.draft.fields)
+        except (LookupError, ValueError) as error:
+            raise AssertionError(f"every wording can be filled in: {error!r} in {way!r}") from error
 
 
 def _check_question(made: _Made) -> None:

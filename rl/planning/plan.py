@@ -18,10 +18,9 @@ from agents.qwen_vl import QwenVL
 from agents.rollout import make_envs
 from agents.shapes import ModelShape, model_shape
 from agents.types import Budget, History, Message
-from rl.config import TrainConfig
+from rl.config import SCRATCH, TrainConfig
 from rl.log_probs import CHUNK_LOGITS
 from rl.planning.footprint import Held, blank_policy, held, kept_per_token
-from rl.policy import SCRATCH
 
 LOOKED_AT: Final = 24
 """Tasks whose prompts are measured."""

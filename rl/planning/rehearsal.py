@@ -28,13 +28,12 @@ from agents.types import Trajectory
 from agents.vlm import VLMAgent
 from mimgenv.turn_rules import TurnRules
 from rl.collect import collect
-from rl.config import TrainConfig
+from rl.config import SCRATCH, TASKS_PER_SEED, TrainConfig
 from rl.errors import TrainingStopped
 from rl.planning.footprint import Held, blank_policy, held
 from rl.planning.plan import shape_of
-from rl.policy import COLD_START, SCRATCH, Policy
+from rl.policy import COLD_START, Policy
 from rl.sft import cold_start_set, sft_step
-from rl.trainer import TASKS_PER_SEED
 from rl.update import Updater
 
 ROOM: Final = 8 * 2**30

@@ -20,7 +20,7 @@ import gymnasium as gym
 from agents.rollout import make_envs
 from mimgenv.datasets.curated_files import write_whole
 from mimgenv.errors import MimgenvError
-from rl.config import RENDERED, TrainConfig
+from rl.config import RENDERED, SCRATCH, TrainConfig
 from rl.errors import CheckpointError, TrainingStopped
 from rl.recipes.evaluation import EvaluateConfig, evaluate
 from rl.recipes.recipe import Recipe, Stage
@@ -29,8 +29,6 @@ from rl.recipes.rejection import GIVES, POLICY, SampleConfig, sample
 LOCK: Final = ".lock"
 STAGE: Final = "stage.json"
 """Kind and settings of the stage that a folder holds, written before it begins."""
-SCRATCH: Final = "scratch"
-VLM: Final = "vlm:"
 DONE: Final = "done.json"
 """Written when a stage is complete: seconds that it took, of the clock and of the processor."""
 
@@ -101,14 +99,21 @@ def _check(stage: Stage, found: Found) -> None:
 
     config = stage.config()
     make_envs(config.env, 1, **config.env_arguments())
-    agent = getattr(config, "agent", POLICY)
-    model = config.start if agent == POLICY and found.model is None else agent.removeprefix(VLM)
+    model = _first_model(config, found)
     if isinstance(config, TrainConfig):
         config.objective()
         if model == SCRATCH and (found.trajectories is not None or not config.cold_start):
             raise ValueError("it would begin with random weights: --start MODEL says which to begin with")
-    if model != SCRATCH and (agent.startswith(VLM) or (agent == POLICY and found.model is None)):
+    if model not in (None, SCRATCH):
         model_shape(model)
+
+
+def _first_model(config: Any, found: Found) -> str | None:
+    """The model that a stage names itself; None where one before it trained it, or it needs none."""
+    agent = getattr(config, "agent", POLICY)
+    if agent == POLICY:
+        return config.start if found.model is None else None
+    return agent.removeprefix("vlm:") if agent.startswith("vlm:") else None
 
 
 @contextmanager

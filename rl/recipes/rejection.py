@@ -31,14 +31,12 @@ from agents.types import Trajectory
 from mimgenv.datasets.selected import Selected, write_selection
 from mimgenv.errors import DatasetError
 from mimgenv.records import EpisodeRecord, iterate_records, write_records
-from rl.config import EnvSettings
+from rl.config import TASKS_PER_SEED, EnvSettings
 
 POLICY: Final = "policy"
 """The agent that is the model of the stage before."""
 TOGETHER: Final = 32
 """Tasks that are played, and written, at a time."""
-TASKS_PER_SEED: Final = 2**24
-"""Tasks of seed s begin at (s + 1) times this, as GRPO's do."""
 
 ATTEMPTS: Final = "attempts.jsonl"
 TRAJECTORIES: Final = "trajectories.jsonl"

@@ -26,7 +26,7 @@ from mimgenv.records import read_records, write_records
 from mimgenv.tasks.prefetch import PrefetchedTasks
 from mimgenv.tasks.rendered import TINY_TYPES
 from rl.checkpoint import checkpoints
-from rl.config import TrainConfig
+from rl.config import TASKS_PER_SEED, TrainConfig
 from rl.distributed import World
 from rl.errors import TrainingStopped
 from rl.guards import MOST_IDLE
@@ -228,7 +228,7 @@ def test_another_seed_of_a_run_plays_other_tasks_none_of_them_the_cold_starts(
     for seed in (0, 1):
         run(small(tmp_path / str(seed), env=whims, cold_start=False, steps=1, seed=seed))
     numbers = [int(task_id.rsplit("/")[-1]) for task_id in seen]
-    assert numbers == [rl.trainer.TASKS_PER_SEED, 2 * rl.trainer.TASKS_PER_SEED]
+    assert numbers == [TASKS_PER_SEED, 2 * TASKS_PER_SEED]
 
 
 # ---------------------------------------------------------------- learning
@@ -909,7 +909,7 @@ def test_a_step_plays_on_while_too_few_groups_vary(
     monkeypatch.setattr(rl.trainer, "run_episodes", played)
     config = {"env": whims, "cold_start": False, "steps": 2, "prompts_per_step": 2, "refill": refill, "eval_every": 0}
     rows = run(small(tmp_path, **config)).metrics
-    first = rl.trainer.TASKS_PER_SEED
+    first = TASKS_PER_SEED
     assert played.asked == [first + 2 * number for number in range(2 * rounds)]  # no task is skipped, none taken twice
     assert [row["mask/groups_dropped"] for row in rows] == [rounds, rounds]
 

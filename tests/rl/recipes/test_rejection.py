@@ -26,7 +26,8 @@ from mimgenv.datasets.selected import Selected, read_selection
 from mimgenv.errors import DatasetError
 from mimgenv.records import EpisodeRecord, EpisodeTurn, read_records, write_records
 from mimgenv.types import TextAnswer
-from rl.recipes.rejection import TASKS_PER_SEED, Counts, SampleConfig, sample
+from rl.config import TASKS_PER_SEED
+from rl.recipes.rejection import Counts, SampleConfig, sample
 
 spec = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[2] / "agents" / "chat_server.py")
 assert spec is not None and spec.loader is not None
