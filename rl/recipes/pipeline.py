@@ -26,6 +26,8 @@ from rl.recipes.evaluation import EvaluateConfig, evaluate
 from rl.recipes.recipe import Recipe, Stage
 from rl.recipes.rejection import GIVES, POLICY, SampleConfig, sample
 
+EVERY: Final = 60.0
+"""Seconds between lines about a stage that is under way."""
 LOCK: Final = ".lock"
 STAGE: Final = "stage.json"
 """Kind and settings of the stage that a folder holds, written before it begins."""
@@ -189,6 +191,19 @@ def _check_settings(stage: Stage, folder: Path) -> None:
         raise ValueError(f"{folder} was begun with {values}: take another --output, or remove it")
 
 
+class _NowAndThen:
+    """Says how far a stage is, once a minute."""
+
+    def __init__(self, output: str) -> None:
+        self.output, self.told = output, time.monotonic()
+
+    def __call__(self, done: int, most: int, what: str = "tasks") -> None:
+        """Told of every portion."""
+        if time.monotonic() - self.told > EVERY:
+            print(f"{self.output}: {what} {done} of {most}", flush=True)
+            self.told = time.monotonic()
+
+
 def _train(config: TrainConfig) -> str:
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -199,13 +214,15 @@ def _train(config: TrainConfig) -> str:
     disable_progress_bar()
     if config.device == "cpu":
         torch.set_num_threads(1)
-    result = GRPOTrainer(config, resume=bool(checkpoints(Path(config.output)))).train()
+    tell = _NowAndThen(config.output)
+    resume = bool(checkpoints(Path(config.output)))
+    result = GRPOTrainer(config, resume=resume, on_step=lambda phase, step, most, _: tell(step, most, phase)).train()
     before, after = (metrics.get("reward/total", float("nan")) for metrics in (result.before, result.after))
     return f"reward {before:.2f} -> {after:.2f}" if config.steps else f"reward {after:.2f} after SFT"
 
 
 def _sample(config: SampleConfig) -> str:
-    counts = sample(config)
+    counts = sample(config, _NowAndThen(config.output))
     left = f"{counts.all_right} all right, {counts.all_wrong} all wrong"
     lost = f"; {counts.unanswered} attempts without an answer, {counts.failed} failed" if counts.unanswered else ""
     return f"{counts.kept} of {counts.tasks} tasks kept ({left} of {counts.attempts}{lost})"

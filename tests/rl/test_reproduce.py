@@ -208,6 +208,22 @@ def test_the_report_shows_the_arms_and_takes_what_each_left(recipe: str, finishe
 # ---------------------------------------------------------------- again, and after a stop
 
 
+def test_a_long_stage_says_now_and_then_how_far_it_is(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [recipe, "--seeds", "0", "--arms", "SFT", "--output"]
+    assert main([*words, str(tmp_path / "short")]) == 0
+    assert f"{tmp_path}/short/seed-0" not in capsys.readouterr().out.partition("**")[0]
+    monkeypatch.setattr("rl.recipes.pipeline.EVERY", -1.0)
+    assert main([*words, str(tmp_path / "long")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    home = f"{tmp_path}/long/seed-0/cot"
+    assert [line for line in said if line.startswith(home)] == [
+        *(f"{home}: tasks {done} of 4" for done in (0, 4)),
+        *(f"{home}/sft: sft {step} of 2" for step in (1, 2)),
+    ]
+
+
 def test_a_recipe_that_is_done_does_nothing_but_its_report(
     recipe: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
