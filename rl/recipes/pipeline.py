@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,17 +89,18 @@ def check_stages(recipe: Recipe) -> None:
         ValueError: If settings of a stage cannot work, or it begins with a model that is not there; the message names
             the stage.
     """
+    from agents.shapes import model_shape  # torch: only once the recipe is read
+
+    look_for = cache(model_shape)  # out of reach, the hub is asked for long
     for path in recipe.whole_paths:
         stage = recipe.stages[path[-1]]
         try:
-            _check(stage, found_before(recipe, path, Path()))
+            _check(stage, found_before(recipe, path, Path()), look_for)
         except (ValueError, OSError, MimgenvError, gym.error.Error) as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
 
 
-def _check(stage: Stage, found: Found) -> None:
-    from agents.shapes import model_shape  # torch: only once the recipe is read
-
+def _check(stage: Stage, found: Found, look_for: Callable[[str], object]) -> None:
     config = stage.config()
     make_envs(config.env, 1, **config.env_arguments())
     model = _first_model(config, found)
@@ -106,8 +108,8 @@ def _check(stage: Stage, found: Found) -> None:
         config.objective()
         if model == SCRATCH and (found.trajectories is not None or not config.cold_start):
             raise ValueError("it would begin with random weights: --start MODEL says which to begin with")
-    if model not in (None, SCRATCH):
-        model_shape(model)
+    if model is not None and model != SCRATCH:
+        look_for(model)
 
 
 def _first_model(config: Any, found: Found) -> str | None:
