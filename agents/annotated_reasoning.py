@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeAlias
 
 from mimgenv.errors import TaskError
@@ -44,11 +44,7 @@ def reasoning(task: Task) -> str:
         TaskError: If `check_reasoning` finds a fault: the annotations and the truth contradict each other.
     """
     lines = [f"{_name(images)}: {_listed(labels)}" for images, labels in _facts(task).items()]
-    text = "\n".join([*lines, *_target(task)])
-    faults = check_reasoning(text, task)
-    if faults:
-        raise TaskError(f"{task.task_id}: no reasoning without a fault: {'; '.join(faults)}")
-    return text
+    return _checked("\n".join([*lines, *_target(task)]), task, check_reasoning)
 
 
 def places(task: Task) -> str:
@@ -57,8 +53,11 @@ def places(task: Task) -> str:
     Raises:
         TaskError: If `check_places` finds a fault: the annotations and the truth contradict each other.
     """
-    text = "\n".join([*_places(task), *_target(task)])
-    faults = check_places(text, task)
+    return _checked("\n".join([*_places(task), *_target(task)]), task, check_places)
+
+
+def _checked(text: str, task: Task, check: Callable[[str, Task], list[str]]) -> str:
+    faults = check(text, task)
     if faults:
         raise TaskError(f"{task.task_id}: no reasoning without a fault: {'; '.join(faults)}")
     return text

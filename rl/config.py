@@ -5,6 +5,7 @@ Where settings come from is in settings.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +60,17 @@ OBJECTIVE: Final = (
     *("beta", "kl", "unbiased_kl", "correction", "correction_cap"),
 )
 """Options that stand in for those of the preset `loss`."""
+
+
+def check_least(settings: object, least: Mapping[str, float]) -> None:
+    """Refuses a setting below the least value of its name.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, bound in least.items():
+        if not getattr(settings, name) >= bound:
+            raise ValueError(f"{name} {getattr(settings, name)}: at least {bound}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +270,7 @@ class TrainConfig(EnvSettings):
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"group_size {self.group_size}: an advantage is relative to a group of at least 2")
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
+        check_least(self, _LEAST)
         for name in _ABOVE_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
@@ -295,6 +305,12 @@ class TrainConfig(EnvSettings):
             )
         if self.lora_rank and self.train_vision:
             raise ValueError(f"lora_rank {self.lora_rank}: beside adapters the vision tower stays frozen")
+
+    @property
+    def learns_first(self) -> bool:
+        """Whether SFT comes before GRPO."""
+        needed = self.start == SCRATCH or self.sft_data is not None
+        return needed if self.cold_start is None else self.cold_start
 
     @property
     def recomputes_old(self) -> bool:

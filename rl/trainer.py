@@ -31,7 +31,7 @@ from mimgenv.viewer import ShownEpisode
 from rl.batch import parts
 from rl.checkpoint import Progress, checkpoints, read_checkpoint
 from rl.collect import Group, collect, varying
-from rl.config import SCRATCH, TASKS_PER_SEED, TrainConfig
+from rl.config import TASKS_PER_SEED, TrainConfig
 from rl.distributed import ALONE, World
 from rl.guards import check_busy
 from rl.policy import COLD_START, Policy
@@ -90,9 +90,9 @@ class GRPOTrainer:
             raise FileExistsError(f"{self.folder} holds a run: pass --resume, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start it again without --resume")
-        learns = config.start == SCRATCH or config.sft_data is not None
-        cold = learns if config.cold_start is None else config.cold_start
-        self.progress = read_checkpoint(saved[-1])[0] if resume else Progress("sft" if cold else "grpo", 0)
+        self.progress = (
+            read_checkpoint(saved[-1])[0] if resume else Progress("sft" if config.learns_first else "grpo", 0)
+        )
         self._is_fresh, self._idle = not resume, 0
         started = Policy.resume(config, saved[-1], world) if resume else None
         self._follow(started or Policy.start(config, self.progress.phase, world))

@@ -285,7 +285,7 @@ def measured_lengths(config: TrainConfig, qwen: QwenVL) -> Lengths:
 
 
 def _work(config: TrainConfig, lengths: Lengths) -> Work:
-    cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
+    cold = config.learns_first
     updates = config.sft_steps if cold else 0
     rounds = config.steps * (1 + config.refill)
     played = rounds * config.prompts_per_step * config.group_size

@@ -28,7 +28,7 @@ from agents.types import Trajectory
 from agents.vlm import VLMAgent
 from mimgenv.turn_rules import TurnRules
 from rl.collect import collect
-from rl.config import SCRATCH, TASKS_PER_SEED, TrainConfig
+from rl.config import TASKS_PER_SEED, TrainConfig
 from rl.errors import TrainingStopped
 from rl.planning.footprint import Held, blank_policy, held
 from rl.planning.plan import shape_of
@@ -164,7 +164,7 @@ def _made_up(group: Sequence[Trajectory], config: TrainConfig) -> list[Trajector
 
 def _small(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """The settings of a rehearsal, and in words what of the run they leave out."""
-    cold = config.start == SCRATCH if config.cold_start is None else config.cold_start
+    cold = config.learns_first
     tokens = LEGAL_TURN_TOKENS if config.constrain_actions else TURN_TOKENS
     chosen = {**CUT, "cold_start": cold, "max_turn_tokens": min(config.max_turn_tokens, tokens)}
     chosen["max_turns"] = min(config.max_turns or TURNS, TURNS)

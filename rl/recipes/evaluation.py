@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mimgenv.records import EpisodeRecord
-from rl.config import EnvSettings
+from rl.config import EnvSettings, check_least
 
 if TYPE_CHECKING:
     from agents.report import Row
@@ -54,9 +54,7 @@ class EvaluateConfig(EnvSettings):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("attention_episodes", 0), ("max_turn_tokens", 1), ("parallel", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
+        check_least(self, {"episodes": 1, "attention_episodes": 0, "max_turn_tokens": 1, "parallel": 1})
 
 
 def evaluate(config: EvaluateConfig) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ from agents.types import Trajectory
 from mimgenv.datasets.selected import Selected, write_selection
 from mimgenv.errors import DatasetError
 from mimgenv.records import EpisodeRecord, iterate_records, write_records
-from rl.config import TASKS_PER_SEED, EnvSettings
+from rl.config import TASKS_PER_SEED, EnvSettings, check_least
 
 POLICY: Final = "policy"
 """The agent that is the model of the stage before."""
@@ -87,9 +87,7 @@ class SampleConfig(EnvSettings):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("attempts", 1), ("first", 0), ("seed", 0), ("max_turn_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
+        check_least(self, {"count": 1, "attempts": 1, "first": 0, "seed": 0, "max_turn_tokens": 1})
         for name, allowed in (("keep", tuple(KEEP)), ("gives", tuple(GIVES))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {list(allowed)}")

@@ -207,3 +207,20 @@ def test_selected_tasks_are_not_what_a_run_is_measured_on() -> None:
     with pytest.raises(ValueError, match=r"^source selected:/a: held-out tasks would be the same; set eval_source"):
         TrainConfig(source="selected:/a")
     assert TrainConfig(source="selected:/a", eval_source="rendered").env_arguments(evaluation=True).keys() == {"reward"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, True),
+        ({"start": "tiny"}, False),
+        ({"start": "tiny", "sft_data": "a.jsonl"}, True),
+        ({"start": "tiny", "cold_start": True}, True),
+        ({"cold_start": False}, False),
+        ({"sft_data": "a.jsonl", "cold_start": False}, False),
+    ],
+)
+def test_sft_comes_first_from_scratch_with_recorded_episodes_or_where_it_is_asked_for(
+    settings: Mapping[str, Any], first: bool
+) -> None:
+    assert TrainConfig(**settings).learns_first is first

@@ -154,3 +154,9 @@ def test_images_that_tools_return_make_an_attempt_longer() -> None:
 def test_a_loss_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing comes of it"):
         plan(replace(TINY, kl="k1"))
+
+
+def test_recorded_episodes_alone_make_a_plan_of_sft() -> None:
+    config = TrainConfig(start="tiny", sft_data="none.jsonl", sft_steps=7)
+    assert plan(config).work.sft_updates == 7
+    assert plan(replace(config, sft_data=None)).work.sft_updates == 0
